@@ -41,7 +41,7 @@ class Geometry:
         shape_kji: Number of slices, rows, columns; each at least 1.
         affine_ijk_to_ras: 4x4, maps (I, J, K, 1) to RAS mm. May be oblique, flipped, anisotropic or sheared.
         slice_origins_ras: For slices at uneven positions only: the RAS position of voxel (0, 0, k) of every
-            slice, (K, 3). Rows and columns then follow `affine_ijk_to_ras`, whose third column is the mean step.
+            slice, (K, 3). Rows and columns then follow `affine_ijk_to_ras`; column three is the mean step.
 
     Raises:
         GeometryError: A size below 1, a matrix that is not finite or cannot be inverted, slices that go back.
@@ -56,7 +56,8 @@ class Geometry:
         shape = tuple(int(n) for n in self.shape_kji)
         if len(shape) != 3 or min(shape) < 1:
             raise GeometryError(
-                f"A volume needs at least one slice, row and column, but its size is {shape} (slices, rows, columns). "
+                f"A volume needs at least one slice, row and column, but its size is {shape} (slices, "
+                "rows, columns). "
                 "Load a volume that holds voxels."
             )
         affine = _read_only(self.affine_ijk_to_ras, (4, 4), "The matrix from voxels to patient space")
@@ -90,7 +91,7 @@ class Geometry:
     @cached_property
     def affine_ras_to_ijk(self) -> Array:
         """The inverse of the affine; for uneven slices only the regular approximation."""
-        return np.linalg.inv(self.affine_ijk_to_ras)
+        return np.asarray(np.linalg.inv(self.affine_ijk_to_ras), dtype=np.float64)
 
     @cached_property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -236,7 +237,7 @@ class Geometry:
         return origins + np.outer(slices_k - inside, self.affine_ijk_to_ras[:3, 2])
 
     def _slice_at_depth(self, depths_mm: Array) -> Array:
-        """Fractional slice at a depth along the slice normal; the inverse of `_origins_at` in that direction."""
+        """Fractional slice at a depth along the normal; inverse of `_origins_at` in that direction."""
         known = self._slice_depths_mm
         step_mm = float(self.affine_ijk_to_ras[:3, 2] @ self._normal_ras)
         inside = np.interp(depths_mm, known, np.arange(len(known)))
@@ -260,7 +261,7 @@ class SlicePlane:
 
     @cached_property
     def _layout(self) -> tuple[int, int, int, int]:
-        """Index axes shown as X and Y (0 = I, 1 = J, 2 = K) and whether each runs forwards (+1) or back (-1)."""
+        """Index axes shown as X and Y (0 = I, 1 = J, 2 = K), and whether each runs on (+1) or back (-1)."""
         first, second = (n for n in range(3) if AXES[n] != self.axis)
         directions = self.geometry.directions
         normal = np.cross(directions[:, first], directions[:, second])

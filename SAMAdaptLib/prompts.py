@@ -51,7 +51,8 @@ class Box:
         object.__setattr__(self, "directions", tuple(float(v) for v in np.ravel(self.directions)))
         if len(self.directions) != 9 or abs(np.linalg.det(self._matrix)) < 1e-6:
             raise PromptError(
-                "A box needs three edge directions that span space, but its directions do not. Draw the box again."
+                "A box needs three edge directions that span space, but its directions do not. Draw the "
+                "box again."
             )
 
     @classmethod
@@ -247,12 +248,17 @@ class Prompts:
         Raises:
             PromptError: A prompt lies outside the volume, or a box has no area on its slice.
         """
+        return {index: rounds[-1] for index, rounds in self.rounds_on_slices(geometry, axis).items()}
+
+    def rounds_on_slices(self, geometry: Geometry, axis: Axis) -> dict[int, list[PixelPrompts]]:
+        """Project as `on_slices`, keeping the order: each round holds the prompts of its slice up to then."""
         self.check(geometry)
-        found: dict[int, PixelPrompts] = {}
+        rounds: dict[int, list[PixelPrompts]] = {}
         for prompt in self.items:
             for index, pixels in _project(prompt, geometry, axis):
-                found[index] = _joined(found[index], pixels) if index in found else pixels
-        return found
+                earlier = rounds.setdefault(index, [])
+                earlier.append(_joined(earlier[-1], pixels) if earlier else pixels)
+        return rounds
 
 
 def prompts_to_json(prompts: Prompts) -> list[dict[str, Any]]:
@@ -288,7 +294,8 @@ def _prompt_from_json(entry: Any, number: int) -> Prompt:
     except (TypeError, ValueError) as error:
         wanted = ", ".join(_KINDS[entry["kind"]].__dataclass_fields__)
         raise PromptError(
-            f"Prompt {number} ({entry['kind']}) should hold {wanted}, but holds {', '.join(values) or 'nothing'}. "
+            f"Prompt {number} ({entry['kind']}) should hold {wanted}, but holds "
+            f"{', '.join(values) or 'nothing'}. "
             "Correct the entry."
         ) from error
     return prompt
@@ -302,7 +309,8 @@ def _triple(values: ArrayLike) -> Triple:
     array = np.asarray(values, dtype=np.float64)
     if array.shape != (3,) or not np.isfinite(array).all():
         raise PromptError(
-            f"A position needs three finite numbers (R, A, S in mm), but came as {np.asarray(values).tolist()}. "
+            f"A position needs three finite numbers (R, A, S in mm), but came as "
+            f"{np.asarray(values).tolist()}. "
             "Place the prompt again."
         )
     return (float(array[0]), float(array[1]), float(array[2]))
@@ -312,7 +320,8 @@ def _check(prompt: Prompt, number: int, geometry: Geometry) -> None:
     if isinstance(prompt, MaskPrompt):
         if prompt.shape_kji != geometry.shape_kji:
             raise PromptError(
-                f"Prompt {number} is a mask of {prompt.shape_kji} voxels, but the volume has {geometry.shape_kji}. "
+                f"Prompt {number} is a mask of {prompt.shape_kji} voxels, but the volume has "
+                f"{geometry.shape_kji}. "
                 "Resample the segment to the volume first."
             )
         return
@@ -333,7 +342,8 @@ def _check(prompt: Prompt, number: int, geometry: Geometry) -> None:
         )
         position = ", ".join(f"{v:.1f}" for v in where)
         raise PromptError(
-            f"Prompt {number} ({type(prompt).__name__.lower()}) lies outside the volume, at RAS ({position}) mm; "
+            f"Prompt {number} ({type(prompt).__name__.lower()}) lies outside the volume, at RAS "
+            f"({position}) mm; "
             f"the volume reaches over {reach} mm. Place it on the image."
         )
 
@@ -355,8 +365,8 @@ def _project(prompt: Prompt, geometry: Geometry, axis: Axis) -> Iterable[tuple[i
     if isinstance(prompt, MaskPrompt):
         mask = prompt.to_array()
         across = tuple(n for n in range(3) if n != 2 - AXES.index(axis))
-        for index in np.flatnonzero(mask.any(axis=across)):
-            yield int(index), PixelPrompts.of(mask=geometry.plane(axis, int(index)).extract(mask))
+        for filled in np.flatnonzero(mask.any(axis=across)).tolist():
+            yield filled, PixelPrompts.of(mask=geometry.plane(axis, filled).extract(mask))
     elif isinstance(prompt, Box):
         yield _box_on_slice(prompt, geometry, axis)
     else:
@@ -381,7 +391,8 @@ def _box_on_slice(box: Box, geometry: Geometry, axis: Axis) -> tuple[int, PixelP
     x1, y1 = np.clip(corners.max(axis=0), -0.5, limits)
     if min(x1 - x0, y1 - y0) < 0.5:
         raise PromptError(
-            f"A box needs some width and height, but is {x1 - x0:.1f} by {y1 - y0:.1f} pixels on slice {index}. "
+            f"A box needs some width and height, but is {x1 - x0:.1f} by {y1 - y0:.1f} pixels on slice "
+            f"{index}. "
             "Draw it around the object."
         )
     return index, PixelPrompts.of(box_xyxy=[x0, y0, x1, y1])

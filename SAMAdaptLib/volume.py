@@ -20,7 +20,7 @@ CT_WINDOWS: dict[str, tuple[float, float]] = {
     "brain": (0.0, 80.0),
     "liver": (-45.0, 105.0),
 }
-"""Presets as (lower, upper) in HU; "soft tissue" is level 40, width 400, the window that MedSAM was trained with."""
+"""Presets as (lower, upper) in HU; "soft tissue" is level 40, width 400, as MedSAM was trained with."""
 
 _CT_AIR_HU = -500  # nothing but CT reaches so low, and every CT of a body does
 _PERCENTILES = (0.5, 99.5)
@@ -54,12 +54,15 @@ class Volume:
             or shape[3:] not in ((), (3,))
         ):
             raise VolumeError(
-                f"Voxels of shape {self.geometry.shape_kji} (slices, rows, columns), with 3 colours at most, were "
-                f"wanted, but came as {shape}. Load one scalar or RGB volume; of a time series choose one frame."
+                f"Voxels of shape {self.geometry.shape_kji} (slices, rows, columns), with 3 colours at "
+                "most, were "
+                f"wanted, but came as {shape}. Load one scalar or RGB volume; of a time series choose one "
+                "frame."
             )
         if self.voxels.dtype.kind not in "iufb":
             raise VolumeError(
-                f"Voxels must be real numbers, but are of type {self.voxels.dtype}. Convert the volume to a scalar one."
+                f"Voxels must be real numbers, but are of type {self.voxels.dtype}. Convert the volume to "
+                "a scalar one."
             )
         if self.voxels.dtype.kind == "f" and not np.isfinite(self.voxels).all():
             count = int(np.count_nonzero(~np.isfinite(self.voxels)))
@@ -78,7 +81,7 @@ class Volume:
         """SHA-256 over voxels, type, shape and grid: equal only for the same image at the same place."""
         digest = hashlib.sha256(f"{self.voxels.dtype.str}{self.voxels.shape}".encode())
         for picture in self.voxels:
-            digest.update(np.ascontiguousarray(picture))
+            digest.update(np.ascontiguousarray(picture).data)
         digest.update(self.geometry.affine_ijk_to_ras.tobytes())
         if self.geometry.slice_origins_ras is not None:
             digest.update(self.geometry.slice_origins_ras.tobytes())
@@ -100,7 +103,8 @@ class IntensityWindow:
         """Refuse an empty window, which would turn every picture to one grey."""
         if not self.upper > self.lower:
             raise VolumeError(
-                f"The upper end of the intensity window must be above the lower one, but they are {self.upper:g} and "
+                f"The upper end of the intensity window must be above the lower one, but they are "
+                f"{self.upper:g} and "
                 f"{self.lower:g}. Choose another window."
             )
 

@@ -1,7 +1,7 @@
 """The one seam: what the rest of the library knows of a model.
 
-A two-dimensional network is a `SlicePredictor`: pictures and pixels, no patients. Everything above speaks to a
-`VolumePredictor`; `propagation.SliceBySlice` makes one of a `SlicePredictor`, and networks that see
+A two-dimensional network is a `SlicePredictor`: pictures and pixels, no patients. Everything above speaks
+to a `VolumePredictor`; `propagation.SliceBySlice` makes one of a `SlicePredictor`, and networks that see
 neighbouring slices are volume predictors by nature.
 """
 
@@ -14,10 +14,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..cards import ModelCard
-from ..geometry import Axis
-from ..prompts import PixelPrompts, Prompts
-from ..volume import IntensityWindow, Volume
+from SAMAdaptLib.cards import ModelCard
+from SAMAdaptLib.geometry import Axis
+from SAMAdaptLib.prompts import PixelPrompts, Prompts
+from SAMAdaptLib.volume import IntensityWindow, Volume
 
 
 @dataclass(frozen=True, eq=False)
