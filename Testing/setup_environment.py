@@ -1,0 +1,398 @@
+"""Find a suitable Python and make SAMAdapt's own environment with it; used by run.py.
+
+The environment is the folder .venv in the project. It is made once, used again while pyproject.toml stays the
+same, and made anew when it is broken or half made; deleting it is safe. Standard library only, for Python 3.8
+and newer, so that an older Python can say which one to install.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Iterator, Sequence
+
+PROJECT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = PROJECT / ".venv"
+STAMP = ENVIRONMENT / "samadapt.json"
+LOG = ENVIRONMENT / "setup.log"
+WINDOWS = os.name == "nt"
+ENVIRONMENT_PYTHON = ENVIRONMENT / ("Scripts/python.exe" if WINDOWS else "bin/python")
+
+VERSIONS = ((3, 12), (3, 11))  # the one that Slicer embeds first
+EXTRAS = "scene,test"
+TORCH = "torch==2.13.0"
+TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+OLDEST_PIP = (23, 2)  # older ones download whole files where a look at the metadata would do
+
+PROBE = """
+import json, sys
+try:
+    import ensurepip, venv
+    ready = sys.maxsize > 2**32
+except ImportError:
+    ready = False
+base = getattr(sys, "_base_executable", sys.executable)
+print(json.dumps([sys.version_info[:3], base, ready]))
+"""
+HEALTHY = """
+import importlib.util, sys
+names = ("torch", "SAMAdaptLib", "pytest", "ruff")
+sys.exit(not all(importlib.util.find_spec(name) for name in names))
+"""
+
+
+class SetupError(Exception):
+    """The environment cannot be made; the text says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Interpreter:
+    """A Python that was asked for its version."""
+
+    version: tuple[int, ...]
+    executable: str
+    makes_environments: bool
+
+    def __str__(self) -> str:
+        return "Python {} ({})".format(".".join(map(str, self.version)), self.executable)
+
+
+# ---- finding a Python ----
+
+
+def candidate_commands() -> list[list[str]]:
+    """Return every command that may start a suitable Python, likely ones first."""
+    home, pyenv = Path.home(), Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
+    names = [f"python{major}.{minor}" for major, minor in VERSIONS] + ["python3", "python"]
+    commands = [[sys.executable]] + [[path] for path in map(shutil.which, names) if path]
+    if WINDOWS and shutil.which("py"):
+        commands += [["py", f"-{major}.{minor}"] for major, minor in VERSIONS]
+    places = [(pyenv / "versions", "*/bin/python"), (pyenv / "pyenv-win/versions", "*/python.exe")]
+    for major, minor in VERSIONS:
+        version = f"{major}.{minor}"
+        places += [
+            (home / ".local/share/uv/python", f"*-{version}*/bin/python3"),
+            (Path("/opt/homebrew/bin"), f"python{version}"),
+            (Path("/usr/local/bin"), f"python{version}"),
+            (Path("/usr/bin"), f"python{version}"),
+            (Path("/Library/Frameworks/Python.framework/Versions"), f"{version}/bin/python{version}"),
+        ]
+    return commands + [
+        [str(path)] for folder, name in places for path in sorted(folder.glob(name), reverse=True)
+    ]
+
+
+def ask(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run a short command outside every foreign Python setting and keep what it says."""
+    return subprocess.run(
+        command, capture_output=True, text=True, errors="replace", env=clean_variables(), check=False
+    )
+
+
+def probe(command: Sequence[str]) -> Interpreter | None:
+    """Ask a Python for its version and whether it can make environments; None where it does not answer."""
+    try:
+        version, executable, ready = json.loads(ask([*command, "-c", PROBE]).stdout)
+        return Interpreter(tuple(version), str(executable), bool(ready))
+    except (OSError, ValueError):
+        return None
+
+
+def rank(interpreters: Sequence[Interpreter]) -> list[Interpreter]:
+    """Keep each suitable Python once: 3.12 before 3.11, otherwise in the order found."""
+    usable: dict[str, Interpreter] = {}
+    for one in interpreters:
+        if one.makes_environments and one.version[:2] in VERSIONS:
+            usable.setdefault(os.path.realpath(one.executable), one)
+    return sorted(usable.values(), key=lambda one: VERSIONS.index((one.version[0], one.version[1])))
+
+
+def advice(system: str, found: Sequence[Interpreter]) -> str:
+    """Say in plain words which Python is missing and how to get it."""
+    half = [one for one in found if one.version[:2] in VERSIONS and not one.makes_environments]
+    if half:
+        minor = half[0].version[1]
+        return (
+            f"{half[0]} is there, but it cannot make environments. Install its venv module "
+            f"(Debian, Ubuntu: sudo apt install python3.{minor}-venv) or a 64-bit Python, and run this again."
+        )
+    others = sorted({".".join(map(str, one.version[:2])) for one in found})
+    how = {
+        "Windows": "Install it with 'winget install Python.Python.3.12' or from python.org",
+        "Darwin": "Install it with 'brew install python@3.12' or from python.org",
+    }.get(
+        system,
+        "Install it with its venv module (Ubuntu 24.04: sudo apt install python3.12-venv; "
+        "Debian 12: sudo apt install python3.11-venv; Fedora: sudo dnf install python3.12)",
+    )
+    return (
+        f"SAMAdapt needs Python 3.12 or 3.11, but only {', '.join(others) or 'none'} was found. {how}, "
+        "and run this again; a Python in an unusual place is named with --python PATH."
+    )
+
+
+def find_interpreters(explicit: str | None) -> list[Interpreter]:
+    """Return the suitable Pythons, best first.
+
+    Raises:
+        SetupError: None is suitable.
+    """
+    commands = [[explicit]] if explicit else candidate_commands()
+    found = [one for one in map(probe, commands) if one is not None]
+    ranked = rank(found)
+    if explicit and not ranked:
+        came = str(found[0]) if found else f"{explicit}, which does not start as a Python"
+        raise SetupError(f"--python wants a Python 3.12 or 3.11 with its venv module, but got {came}.")
+    if not ranked:
+        raise SetupError(advice(platform.system(), found))
+    return ranked
+
+
+# ---- making the environment ----
+
+
+def clean_variables() -> dict[str, str]:
+    """Return the process environment without what would lead Python to foreign packages."""
+    foreign = ("PYTHONPATH", "PYTHONHOME", "__PYVENV_LAUNCHER__", "VIRTUAL_ENV")
+    return {**{k: v for k, v in os.environ.items() if k not in foreign}, "PYTHONNOUSERSITE": "1"}
+
+
+@contextmanager
+def step(text: str) -> Iterator[None]:
+    """Print one line for one step, with its time when it is done."""
+    print(f"  {text} ... ", end="", flush=True)
+    start = time.monotonic()
+    try:
+        yield
+    except BaseException:
+        print("failed", flush=True)
+        raise
+    print(f"{time.monotonic() - start:.0f} s", flush=True)
+
+
+def useful_lines(log: str, count: int = 8) -> list[str]:
+    """Return the last lines of pip's output that tell a person something."""
+    noise = ("WARNING", "Looking in", "Collecting", "Downloading", "Using cached", "[notice]", "Preparing")
+    lines = [line.rstrip() for line in log.splitlines()]
+    lines = [line for line in lines if line.strip() and not line.lstrip().startswith(noise)]
+    errors = [line for line in lines if "error" in line.lower()]
+    return (errors or lines)[-count:]
+
+
+def remedy(log: str, wheels: Path | None) -> str:
+    """Say what to do about a failed pip run."""
+    text = log.lower()
+    if "no space left" in text:
+        return "The disk is full: the environment needs about 4 GB beside the project."
+    if wheels is not None and ("no matching distribution" in text or "could not find a version" in text):
+        return f"A wheel is missing in {wheels}: add it, for this platform and Python, and run this again."
+    signs = ("connection", "timed out", "name resolution", "getaddrinfo", "ssl", "proxy", "max retries")
+    if any(sign in text for sign in signs):
+        return (
+            "The package index was not reached: check the network or the proxy (pip config list), "
+            "or install from a folder of wheels with --wheels FOLDER."
+        )
+    return f"The whole output of pip is in {LOG}; run this again when the cause is mended."
+
+
+def pip(arguments: Sequence[str], wheels: Path | None) -> str:
+    """Run the environment's pip quietly; its output goes to the log and is returned.
+
+    Raises:
+        SetupError: pip failed; holds its last useful lines and what to do.
+    """
+    source = ["--no-index", "--find-links", str(wheels)] if wheels else []
+    command = [str(ENVIRONMENT_PYTHON), "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
+    done = subprocess.run(
+        [*command, "--prefer-binary", *source, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        cwd=PROJECT,
+        env=clean_variables(),
+        check=False,
+    )
+    with LOG.open("a", encoding="utf-8") as log:
+        log.write(done.stdout)
+    if done.returncode:
+        lines = "\n".join(f"    {line}" for line in useful_lines(done.stdout))
+        raise SetupError(f"pip could not install what is needed:\n{lines}\n  {remedy(done.stdout, wheels)}")
+    return done.stdout
+
+
+def make_environment(interpreter: Interpreter) -> None:
+    """Make an empty environment, replacing whatever stood there."""
+    if ENVIRONMENT.exists():
+        shutil.rmtree(ENVIRONMENT)
+    done = ask([interpreter.executable, "-m", "venv", str(ENVIRONMENT)])
+    if done.returncode:
+        last = " ".join(useful_lines(done.stdout + done.stderr, 1))
+        raise SetupError(
+            f"{interpreter} could not make an environment ({last}). Try another with --python PATH."
+        )
+
+
+def renew_old_pip(wheels: Path | None) -> None:
+    """Bring pip to a version that reads metadata without downloading whole packages."""
+    version = ask(
+        [str(ENVIRONMENT_PYTHON), "-c", "import pip; print(*pip.__version__.split('.')[:2])"]
+    ).stdout
+    if wheels is None and tuple(map(int, version.split())) < OLDEST_PIP:
+        pip(["--upgrade", "pip"], wheels)
+
+
+def has_nvidia_driver() -> bool:
+    """Tell whether this machine has a working NVIDIA driver."""
+    if Path("/proc/driver/nvidia/version").exists():
+        return True
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return False
+    listing = ask([tool, "-L"])
+    return listing.returncode == 0 and "GPU" in listing.stdout
+
+
+def wants_cuda(report: dict[str, Any]) -> bool:
+    """Tell from a pip installation report whether PyTorch brings NVIDIA's libraries along."""
+    needs = [need for one in report["install"] for need in one["metadata"].get("requires_dist", [])]
+    return any(need.lower().startswith(("nvidia-", "cuda-")) for need in needs)
+
+
+def torch_offer(arguments: Sequence[str], wheels: Path | None) -> str:
+    """Ask pip, without installing, which PyTorch this environment would get: cpu, cuda or none."""
+    file = ENVIRONMENT / "torch-report.json"
+    try:
+        pip(["--dry-run", "--no-deps", "--quiet", "--report", str(file), *arguments], wheels)
+    except SetupError:
+        return "none"
+    return "cuda" if wants_cuda(json.loads(file.read_text(encoding="utf-8"))) else "cpu"
+
+
+def choose_torch(interpreters: Sequence[Interpreter], wheels: Path | None) -> list[str]:
+    """Make an empty environment with the Python that gets the right PyTorch.
+
+    Without an NVIDIA driver the build with CUDA is several gigabytes of no use, so that every suitable Python
+    is asked for a CPU build, then PyTorch's own index, before the large one is taken.
+
+    Returns:
+        The pip arguments that install PyTorch.
+    """
+    driver = has_nvidia_driver()
+    wanted = ["torch"] if driver else [TORCH]
+    welcome = ("cpu",) if platform.system() == "Linux" and not driver else ("cpu", "cuda")
+    offers = []
+    for interpreter in interpreters:
+        prepare(interpreter, wheels)
+        offers.append(torch_offer(wanted, wheels))
+        if offers[-1] in welcome:
+            return wanted
+    best = interpreters[offers.index("cuda") if "cuda" in offers else 0]
+    if best != interpreters[-1]:
+        prepare(best, wheels)
+    index = ["--index-url", TORCH_CPU_INDEX, TORCH]
+    if wheels is None and torch_offer([*index, "--retries", "1", "--timeout", "15"], wheels) == "cpu":
+        return index
+    if "cuda" in offers:
+        print("  No CPU build of PyTorch was found; the build with CUDA comes instead (about 3 GB).")
+    return wanted
+
+
+def prepare(interpreter: Interpreter, wheels: Path | None) -> None:
+    """Make an empty environment with a pip that is new enough."""
+    with step(f"Trying {interpreter}"):
+        make_environment(interpreter)
+        renew_old_pip(wheels)
+
+
+def wanted_stamp(python: str | None) -> dict[str, str]:
+    """Return what the stamp of an environment that fits this tree holds."""
+    digest = hashlib.sha256((PROJECT / "pyproject.toml").read_bytes()).hexdigest()
+    return {"pyproject": digest, "folder": str(ENVIRONMENT), "extras": EXTRAS, "python": python or ""}
+
+
+def read_stamp() -> dict[str, str]:
+    """Return the stamp, which is written last; empty where the environment is half made or not there."""
+    try:
+        stamp = json.loads(STAMP.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return stamp if isinstance(stamp, dict) else {}
+
+
+def is_healthy() -> bool:
+    """Tell whether the environment's Python starts and finds the main packages."""
+    try:
+        command = [str(ENVIRONMENT_PYTHON), "-c", HEALTHY]
+        return (
+            subprocess.run(command, capture_output=True, env=clean_variables(), check=False).returncode == 0
+        )
+    except OSError:
+        return False
+
+
+@contextmanager
+def only_one() -> Iterator[None]:
+    """Hold a lock that the system releases even when this process is killed."""
+    with (PROJECT / ".venv.lock").open("w", encoding="utf-8") as lock:
+        try:
+            if WINDOWS:
+                import msvcrt
+
+                msvcrt.locking(lock.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise SetupError("Another run is making the environment. Wait until it is ready.") from error
+        yield
+
+
+def what_to_do(stamp: dict[str, str], wanted: dict[str, str], healthy: bool) -> str:
+    """Return "keep" for an environment that fits, "update" for an older one, "make" where none works."""
+    same_place = stamp.get("folder") == wanted["folder"]  # an environment that was moved does not start
+    same_python = not wanted["python"] or stamp.get("python") == wanted["python"]
+    if not (healthy and same_place and same_python):
+        return "make"
+    parts = ("pyproject", "extras")
+    return "keep" if all(stamp.get(part) == wanted[part] for part in parts) else "update"
+
+
+def ensure_environment(python: str | None, wheels: Path | None) -> None:
+    """Make the environment, or leave it as it is when it fits.
+
+    Args:
+        python: The Python to use; None looks for one.
+        wheels: Folder of wheels to install from without network; None uses pip's configured index.
+
+    Raises:
+        SetupError: No suitable Python, or pip failed.
+    """
+    wanted = wanted_stamp(python)
+    with only_one():
+        stamp = read_stamp()
+        action = what_to_do(stamp, wanted, bool(stamp) and is_healthy())
+        if action == "keep":
+            return
+        if action == "update":
+            wanted["python"] = stamp["python"]
+            STAMP.unlink()
+            print("Bringing the environment .venv up to date with pyproject.toml")
+        else:
+            print("Making the environment .venv (once; some minutes, about 4 GB)", flush=True)
+            torch = choose_torch(find_interpreters(python), wheels)
+            with step("Installing PyTorch"):
+                pip(torch, wheels)
+        with step("Installing SAMAdapt and what it needs"):
+            pip(["--editable", f".[{EXTRAS}]"], wheels)
+        STAMP.write_text(json.dumps(wanted), encoding="utf-8")
