@@ -6,12 +6,13 @@ Paper: Kirillov et al., "Segment Anything", ICCV 2023 (https://arxiv.org/abs/230
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from SAMAdaptLib.models.layers import MLP, LayerNorm2d
-from SAMAdaptLib.models.two_way_transformer import TwoWayTransformer
+from .layers import MLP, LayerNorm2d
+from .two_way_transformer import TwoWayTransformer
 
 SINGLE_MASK = slice(0, 1)
 """SAM's mask for prompts that mean one thing: a box, several points."""
@@ -98,7 +99,7 @@ class MaskDecoder(nn.Module):
 
 def _upscaling(widths: Sequence[int]) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for n, m in zip(widths[:-1], widths[1:], strict=True):
+    for n, m in pairwise(widths):
         layers += [nn.ConvTranspose2d(n, m, kernel_size=2, stride=2), LayerNorm2d(m), nn.GELU()]
     del layers[-2]  # no normalisation before the last activation
     return nn.Sequential(*layers)

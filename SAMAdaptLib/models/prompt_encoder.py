@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from SAMAdaptLib.models.layers import LayerNorm2d
+from .layers import LayerNorm2d
 
 NOT_A_POINT = -1
 """Label of a point that only fills up a batch."""
