@@ -31,6 +31,7 @@ VERSIONS = ((3, 12), (3, 11))  # the one that Slicer embeds first
 EXTRAS = "scene,test"
 TORCH = "torch==2.13.0"
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+OFFERS = {"cpu": "with PyTorch for the processor", "cuda": "with PyTorch for CUDA", "none": "without PyTorch"}
 OLDEST_PIP = (23, 2)  # older ones download whole files where a look at the metadata would do
 
 PROBE = """
@@ -167,16 +168,16 @@ def clean_variables() -> dict[str, str]:
 
 
 @contextmanager
-def step(text: str) -> Iterator[None]:
-    """Print one line for one step, with its time when it is done."""
+def step(text: str) -> Iterator[list[str]]:
+    """Print one line for one step, with its time when it is done and what was added to the yielded list."""
     print(f"  {text} ... ", end="", flush=True)
-    start = time.monotonic()
+    start, notes = time.monotonic(), []
     try:
-        yield
+        yield notes
     except BaseException:
         print("failed", flush=True)
         raise
-    print(f"{time.monotonic() - start:.0f} s", flush=True)
+    print(", ".join([f"{time.monotonic() - start:.0f} s", *notes]), flush=True)
 
 
 def useful_lines(log: str, count: int = 8) -> list[str]:
@@ -192,7 +193,7 @@ def remedy(log: str, wheels: Path | None) -> str:
     """Say what to do about a failed pip run."""
     text = log.lower()
     if "no space left" in text:
-        return "The disk is full: the environment needs about 4 GB beside the project."
+        return "The disk is full: the environment needs about 3 GB in the project folder."
     if wheels is not None and ("no matching distribution" in text or "could not find a version" in text):
         return f"A wheel is missing in {wheels}: add it, for this platform and Python, and run this again."
     signs = ("connection", "timed out", "name resolution", "getaddrinfo", "ssl", "proxy", "max retries")
@@ -292,26 +293,24 @@ def choose_torch(interpreters: Sequence[Interpreter], wheels: Path | None) -> li
     welcome = ("cpu",) if platform.system() == "Linux" and not driver else ("cpu", "cuda")
     offers = []
     for interpreter in interpreters:
-        prepare(interpreter, wheels)
-        offers.append(torch_offer(wanted, wheels))
+        with step(str(interpreter)) as notes:
+            make_environment(interpreter)
+            renew_old_pip(wheels)
+            offers.append(torch_offer(wanted, wheels))
+            notes.append(OFFERS[offers[-1]])
         if offers[-1] in welcome:
             return wanted
     best = interpreters[offers.index("cuda") if "cuda" in offers else 0]
     if best != interpreters[-1]:
-        prepare(best, wheels)
+        with step(f"{best} again"):
+            make_environment(best)
+            renew_old_pip(wheels)
     index = ["--index-url", TORCH_CPU_INDEX, TORCH]
     if wheels is None and torch_offer([*index, "--retries", "1", "--timeout", "15"], wheels) == "cpu":
         return index
     if "cuda" in offers:
         print("  No CPU build of PyTorch was found; the build with CUDA comes instead (about 3 GB).")
     return wanted
-
-
-def prepare(interpreter: Interpreter, wheels: Path | None) -> None:
-    """Make an empty environment with a pip that is new enough."""
-    with step(f"Trying {interpreter}"):
-        make_environment(interpreter)
-        renew_old_pip(wheels)
 
 
 def wanted_stamp(python: str | None) -> dict[str, str]:
@@ -389,7 +388,7 @@ def ensure_environment(python: str | None, wheels: Path | None) -> None:
             STAMP.unlink()
             print("Bringing the environment .venv up to date with pyproject.toml")
         else:
-            print("Making the environment .venv (once; some minutes, about 4 GB)", flush=True)
+            print("Making the environment .venv (once; some minutes, about 3 GB)", flush=True)
             torch = choose_torch(find_interpreters(python), wheels)
             with step("Installing PyTorch"):
                 pip(torch, wheels)

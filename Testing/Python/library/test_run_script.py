@@ -130,7 +130,8 @@ class Machine:
         self.offers = offers
         monkeypatch.setattr(setup_environment, "has_nvidia_driver", lambda: driver)
         monkeypatch.setattr(setup_environment.platform, "system", lambda: system)
-        monkeypatch.setattr(setup_environment, "prepare", lambda one, wheels: self.made.append(one))
+        monkeypatch.setattr(setup_environment, "make_environment", self.made.append)
+        monkeypatch.setattr(setup_environment, "renew_old_pip", lambda wheels: None)
         monkeypatch.setattr(setup_environment, "torch_offer", self.offer)
 
     def offer(self, arguments: Sequence[str], wheels: Path | None) -> str:
