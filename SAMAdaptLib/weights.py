@@ -58,8 +58,8 @@ def read_checkpoint(path: str | os.PathLike[str], sha256: str = "") -> Checkpoin
     found = sha256_of_file(file)
     if sha256 and found != sha256:
         raise WeightsError(
-            f"{file.name} should have the SHA-256 {sha256[:16]}..., but has {found[:16]}...: it is damaged or "
-            "another file. Fetch it again."
+            f"{file.name} should have the SHA-256 {sha256[:16]}..., but has {found[:16]}...: it is damaged "
+            "or another file. Fetch it again."
         )
     tensors = _flattened(_read_safetensors(file) if _is_safetensors(file) else _read_torch(file))
     if not tensors:
@@ -168,8 +168,8 @@ def _read_torch(file: Path) -> Any:
         if reason is None:
             raise _damaged(file) from error
         raise WeightsError(
-            f"{file.name} should hold tensors only, but asks to run {reason[1]}, which could be anything, so it "
-            "was not opened. Ask for the weights as safetensors or as a plain state dict."
+            f"{file.name} should hold tensors only, but asks to run {reason[1]}, which could be anything, so "
+            "it was not opened. Ask for the weights as safetensors or as a plain state dict."
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise _damaged(file) from error
@@ -182,8 +182,8 @@ def _starts_as_pickle(file: Path) -> bool:
 
 def _damaged(file: Path) -> WeightsError:
     return WeightsError(
-        f"{file.name} should be a checkpoint (safetensors or PyTorch), but is cut short, damaged or something "
-        "else. Fetch it again."
+        f"{file.name} should be a checkpoint (safetensors or PyTorch), but is cut short, damaged or "
+        "something else. Fetch it again."
     )
 
 

@@ -35,8 +35,8 @@ class Stretched:
         """Resize with cubic splines and antialiasing to (size, size, 3), fractions cut off."""
         colours = np.repeat(picture[:, :, None], 3, axis=2) if picture.ndim == 2 else picture
         shape = (self.size, self.size, 3)
-        # Three channels even for grey: the cut makes the last bit of the spline visible, and the published model
-        # saw what the spline over three channels gives.
+        # Three channels even for grey: the cut makes the last bit of the spline visible, and the published
+        # model saw what the spline over three channels gives.
         stretched = resize(colours, shape, order=3, preserve_range=True, anti_aliasing=True)
         return np.asarray(stretched, dtype=np.float64).astype(np.uint8)
 

@@ -127,11 +127,14 @@ class PromptEncoder(nn.Module):
             labels = torch.cat([labels, labels.new_full((batch, 1), NOT_A_POINT)], dim=1)
         labels = labels.unsqueeze(-1)  # B, N, 1
         embedded = self._encode_pixels(points_xy).masked_fill(labels == NOT_A_POINT, 0.0)
-        negative, positive = self.point_embeddings[0], self.point_embeddings[1]
-        for label, kind in ((NOT_A_POINT, self.not_a_point_embed), (0, negative), (1, positive)):
-            embedded = embedded + (labels == label) * kind.weight
+        kinds = {NOT_A_POINT: self.not_a_point_embed.weight, 0: self._kind(0), 1: self._kind(1)}
+        for label, weight in kinds.items():
+            embedded = embedded + (labels == label) * weight
         return embedded
 
     def _embed_boxes(self, boxes_xyxy: Tensor) -> Tensor:
         corners = self._encode_pixels(boxes_xyxy.reshape(-1, 2, 2))
-        return corners + torch.cat([self.point_embeddings[2].weight, self.point_embeddings[3].weight])
+        return corners + torch.cat([self._kind(2), self._kind(3)])
+
+    def _kind(self, index: int) -> Tensor:
+        return self.point_embeddings.get_parameter(f"{index}.weight")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,11 +19,20 @@ from SAMAdaptLib.device import out_of_memory_as_error
 from SAMAdaptLib.errors import PromptError, WeightsError
 from SAMAdaptLib.prompts import PixelPrompts
 from SAMAdaptLib.weights import load_into
+
 from .framing import Framing, LongestSide
 from .mask_decoder import SINGLE_MASK, THREE_MASKS, MaskDecoder
 from .predictor import SliceEmbedding, SlicePrediction
 from .prompt_encoder import PromptEncoder
 from .vit import VIT_B, VIT_H, VIT_L, ImageEncoderViT, ViTShape, with_positions_for
+
+
+class PromptableNetwork(Protocol):
+    """Any network with SAM's three parts."""
+
+    image_encoder: nn.Module
+    prompt_encoder: PromptEncoder
+    mask_decoder: MaskDecoder
 
 
 class Sam(nn.Module):
@@ -99,7 +109,7 @@ class SamSlicePredictor:
 
     def __init__(
         self,
-        network: nn.Module,
+        network: PromptableNetwork,
         card: ModelCard,
         checkpoint_sha256: str,
         framing: Framing | None = None,
@@ -109,10 +119,11 @@ class SamSlicePredictor:
         self.card = card
         self.checkpoint_sha256 = checkpoint_sha256
         self._device = device or torch.device("cpu")
-        self._image_encoder: nn.Module = network.image_encoder
-        self._prompt_encoder: PromptEncoder = network.prompt_encoder
-        self._mask_decoder: MaskDecoder = network.mask_decoder
-        network.eval().requires_grad_(False).to(self._device)
+        self._image_encoder = network.image_encoder
+        self._prompt_encoder = network.prompt_encoder
+        self._mask_decoder = network.mask_decoder
+        for part in (self._image_encoder, self._prompt_encoder, self._mask_decoder):
+            part.eval().requires_grad_(False).to(self._device)
         self._framing: Framing = framing or LongestSide(self._prompt_encoder.input_size[0])
 
     @torch.inference_mode()

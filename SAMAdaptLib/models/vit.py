@@ -209,6 +209,11 @@ class ImageEncoderViT(nn.Module):
         return embedding
 
 
+def blocks_of(encoder: ImageEncoderViT) -> list[Block]:
+    """Return the blocks of an encoder, where adapters may be put."""
+    return [block for block in encoder.blocks if isinstance(block, Block)]
+
+
 def add_to_qkv(attention: Attention, query: Tensor, value: Tensor) -> None:
     """Fold linear increments, y -> query @ y and y -> value @ y, into the projections of queries and values.
 

@@ -1,0 +1,225 @@
+"""MA-SAM: SAM that sees five neighbouring slices.
+
+Two things are added to SAM's encoder: increments of queries and values, factorised as a tensor train that all
+blocks share (FacT), and in every block two adapters that mix neighbouring slices. The decoder enlarges sixteen
+times and has one mask per class.
+
+Paper: Chen et al., "MA-SAM: Modality-agnostic SAM adaptation for 3D medical image segmentation", Medical
+Image Analysis 2024 (https://arxiv.org/abs/2309.08842).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from SAMAdaptLib.errors import WeightsError
+from SAMAdaptLib.weights import copy_into, recognise
+
+from .mask_decoder import MaskDecoder
+from .prompt_encoder import PromptEncoder
+from .sam import Sam, vit_shape_of
+from .vit import Block, ImageEncoderViT, ViTShape, add_to_qkv, blocks_of, with_positions_for
+
+SLICES = 5
+"""Neighbouring slices that the published networks see."""
+UPSCALE_DIVISORS = (4, 8, 16, 32)
+_PLACES = {"before_attention": "", "after_attention": "_2"}
+_SAM_KEYS = ("prompt_encoder.", "mask_decoder.")
+
+
+class DepthAdapter(nn.Module):
+    """Mix each position with the same position of the slices above and below, in few channels.
+
+    Args:
+        embed_dim: Channels C of the tokens.
+        channels: Channels between the two projections.
+        slices: Slices d of a stack; outside of it there are zeros.
+    """
+
+    def __init__(self, embed_dim: int, channels: int, slices: int) -> None:
+        super().__init__()
+        self.slices = slices
+        self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.linear_down = nn.Linear(embed_dim, channels, bias=False)
+        self.conv = nn.Conv3d(channels, channels, kernel_size=(3, 1, 1), padding=(1, 0, 0))
+        self.linear_up = nn.Linear(channels, embed_dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map stacks of tokens (B * d, H, W, C) to the same shape, residual included."""
+        y = self.linear_down(self.norm(x)).unflatten(0, (-1, self.slices))  # B, d, H, W, c
+        y = F.gelu(self._across_slices(y)).flatten(0, 1)
+        mixed: Tensor = x + self.linear_up(y)
+        return mixed
+
+    def _across_slices(self, y: Tensor) -> Tensor:
+        """Convolve along d; one product per tap is much faster than a 3-D convolution of this kernel."""
+        above, here, below = self.conv.weight[..., 0, 0].unbind(-1)
+        mixed = F.linear(y, here, self.conv.bias)
+        mixed[:, 1:] += F.linear(y[:, :-1], above)
+        mixed[:, :-1] += F.linear(y[:, 1:], below)
+        return mixed
+
+
+class FacT(nn.Module):
+    """Increments of queries and values, y -> scale * V Q_i U y, with U and V common to all blocks.
+
+    Paper: Jie and Deng, "FacT: Factor-Tuning for Lightweight Adaptation on Vision Transformer", AAAI 2023.
+
+    Args:
+        embed_dim: Channels C.
+        rank: Width r of the train.
+        depth: Number of blocks.
+    """
+
+    def __init__(self, embed_dim: int, rank: int, depth: int) -> None:
+        super().__init__()
+        self.u = nn.Parameter(torch.zeros(rank, embed_dim))
+        self.v = nn.Parameter(torch.zeros(embed_dim, rank))
+        self.queries = nn.ParameterList(torch.zeros(rank, rank) for _ in range(depth))
+        self.values = nn.ParameterList(torch.zeros(rank, rank) for _ in range(depth))
+
+    def fold_into(self, encoder: ImageEncoderViT, scale: float) -> None:
+        """Add the increments to the encoder's own weights; it runs as fast as SAM then."""
+        u, v = self.u.double(), self.v.double()
+        for block, query, value in zip(blocks_of(encoder), self.queries, self.values, strict=True):
+            add_to_qkv(block.attn, scale * (v @ query.double() @ u), scale * (v @ value.double() @ u))
+
+
+class MaSam(Sam):
+    """SAM whose encoder holds depth adapters.
+
+    Args:
+        shape: Of the encoder; published at an input size of 512.
+        classes: Classes without the background.
+        adapter_channels: Channels inside the adapters.
+        slices: Slices of a stack.
+        prompt_encoder: For other sizes than the published ones.
+        mask_decoder: For other sizes than the published ones; one mask per class and one for the background.
+    """
+
+    def __init__(
+        self,
+        shape: ViTShape,
+        classes: int,
+        adapter_channels: int = 384,
+        slices: int = SLICES,
+        prompt_encoder: PromptEncoder | None = None,
+        mask_decoder: MaskDecoder | None = None,
+    ) -> None:
+        encoder = ImageEncoderViT(shape)
+        for block in encoder.blocks:
+            for place in _PLACES:
+                setattr(block, place, DepthAdapter(shape.embed_dim, adapter_channels, slices))
+        grid, size = (shape.grid, shape.grid), (shape.input_size, shape.input_size)
+        channels = shape.out_channels
+        super().__init__(
+            encoder,
+            prompt_encoder or PromptEncoder(channels, grid, size),
+            mask_decoder or MaskDecoder(channels, classes + 1, upscale_divisors=UPSCALE_DIVISORS),
+        )
+        self.image_encoder: ImageEncoderViT
+        self.slices = slices
+
+    def forward(self, stacks: Tensor, boxes_xyxy: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Segment every slice of stacks of grey slices.
+
+        Args:
+            stacks: (B, d, H, W) in 0..1.
+            boxes_xyxy: (B, d, 4) in pixels of the slices, for networks trained with boxes.
+
+        Returns:
+            Logits (B * d, classes + 1, H, W), the background first, and scores (B * d, classes + 1).
+        """
+        pictures = stacks.flatten(0, 1)[:, None].expand(-1, 3, -1, -1)
+        embedding = self.image_encoder(pictures)
+        boxes = None if boxes_xyxy is None else boxes_xyxy.reshape(-1, 4)
+        sparse, dense = self.prompt_encoder(boxes_xyxy=boxes)
+        logits, scores = self.mask_decoder(embedding, self.prompt_encoder.dense_pe(), sparse, dense)
+        return logits, scores
+
+
+def published_tensors(network: MaSam, fact: FacT) -> dict[str, Tensor]:
+    """Return what a MA-SAM file holds, by its official names, as the network's own tensors."""
+    named: dict[str, Tensor] = {}
+    for letter, cores in (("q", fact.queries), ("v", fact.values)):
+        named |= {f"{letter}_FacTs_{index:03}": core.data for index, core in enumerate(cores)}
+    named |= {"image_encoder.FacTu.weight": fact.u.data, "image_encoder.FacTv.weight": fact.v.data}
+    for index, block in enumerate(blocks_of(network.image_encoder)):
+        prefix = f"image_encoder.ImageEncoderViT.blocks.{index}.Block.adapter_"
+        named |= {prefix + name: tensor for name, tensor in _adapter_tensors(block)}
+    named |= {key: tensor for key, tensor in network.state_dict().items() if key.startswith(_SAM_KEYS)}
+    return named
+
+
+def base_tensors(network: MaSam) -> dict[str, Tensor]:
+    """Return what the network takes from SAM: the encoder without adapters, by its official names."""
+    return {
+        key: tensor
+        for key, tensor in network.state_dict().items()
+        if not key.startswith(_SAM_KEYS) and not any(f".{place}." in key for place in _PLACES)
+    }
+
+
+def load_into_ma_sam(
+    network: MaSam, base: Mapping[str, Tensor], adapter: Mapping[str, Tensor], scale: float = 1.0
+) -> MaSam:
+    """Load a published pair of files; positions of the base are resized to the network's input.
+
+    Args:
+        network: Changed in place.
+        base: SAM's checkpoint.
+        adapter: MA-SAM's file.
+        scale: Of the increments; it is not in the file, and 1 in all published ones.
+
+    Raises:
+        WeightsError: A file is of another network or another size.
+    """
+    encoder = network.image_encoder
+    resized = with_positions_for(base, encoder.shape, "image_encoder.")
+    not_needed = [key for key in resized if key.startswith(_SAM_KEYS)]
+    copy_into(base_tensors(network), resized, "SAM (the base of MA-SAM)", ignore=not_needed)
+    rank = _required(adapter, "image_encoder.FacTu.weight").shape[0]
+    fact = FacT(encoder.shape.embed_dim, rank, encoder.shape.depth)
+    copy_into(published_tensors(network, fact), adapter, "MA-SAM")
+    fact.fold_into(encoder, scale)
+    return network.eval()
+
+
+def load_ma_sam(
+    base: Mapping[str, Tensor],
+    adapter: Mapping[str, Tensor],
+    input_size: int = 512,
+    slices: int = SLICES,
+    scale: float = 1.0,
+) -> MaSam:
+    """Build MA-SAM for a published pair of files and load them; classes and widths are read off the files.
+
+    Raises:
+        WeightsError: A file is of another network.
+    """
+    shape = vit_shape_of(base, input_size)
+    classes = _required(adapter, "mask_decoder.mask_tokens.weight").shape[0] - 1
+    first_adapter = "image_encoder.ImageEncoderViT.blocks.0.Block.adapter_linear_down.weight"
+    network = MaSam(shape, classes, _required(adapter, first_adapter).shape[0], slices)
+    return load_into_ma_sam(network, base, adapter, scale)
+
+
+def _adapter_tensors(block: Block) -> Iterator[tuple[str, Tensor]]:
+    """Name an adapter's tensors as the file does: after_attention.conv.bias is called conv_2.bias."""
+    for place, suffix in _PLACES.items():
+        for name, tensor in getattr(block, place).state_dict().items():
+            layer, kind = name.split(".")
+            yield f"{layer}{suffix}.{kind}", tensor
+
+
+def _required(adapter: Mapping[str, Tensor], name: str) -> Tensor:
+    if name not in adapter:
+        raise WeightsError(
+            f"A MA-SAM file was wanted, but the file lacks {name}; it looks like {recognise(adapter)}. "
+            "Choose the file that belongs to the model."
+        )
+    return adapter[name]
