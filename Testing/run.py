@@ -29,7 +29,7 @@ CHECKS = {
     "style": ["-m", "ruff", "check", "--quiet", "."],
     "format": ["-m", "ruff", "format", "--check", "--quiet", "."],
     "types": ["-m", "mypy", "--no-error-summary"],
-    "layers": ["-c", "from importlinter.cli import lint_imports_command as run; run()"],
+    "layers": ["-c", "from importlinter.cli import lint_imports_command as run; run(['--no-logo'])"],
 }
 RINGS = ("library", "scene")  # each in a process of its own: Slicer's scene code loads its own VTK and ITK
 NO_TESTS = 5  # pytest's exit status
