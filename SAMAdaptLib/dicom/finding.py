@@ -93,7 +93,7 @@ def find_series(source: PathLike | Iterable[PathLike]) -> list[FoundSeries]:
 
 
 def choose_series(found: list[FoundSeries], series: int | str | None) -> FoundSeries:
-    """Take the wanted series: its number in the list (from 1), its SeriesInstanceUID, or None for the only one.
+    """Take a series by its number in the list (from 1) or its SeriesInstanceUID; None takes the only one.
 
     Raises:
         DicomError: Several are there and none was chosen, or the choice is not among them.
@@ -133,7 +133,7 @@ def _files(source: PathLike | Iterable[PathLike]) -> Iterator[Path]:
 
 
 def _read_header(path: Path, which: str) -> FileDataset | None:
-    """Return the attributes before the pixels, or None for a file that is not DICOM and does not claim to be."""
+    """Return the attributes before the pixels, or None for a file that does not claim to be DICOM."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # oddities of a header are judged where a value is used
@@ -173,7 +173,10 @@ def _nothing_found(count: int, others: set[str]) -> str:
             f"A DICOM image series was wanted, but the folder holds only {', '.join(sorted(others))}. "
             "Choose the folder with the images that belong to it."
         )
-    return f"A DICOM series was wanted, but none of the {count} files is DICOM. Choose the folder with the images."
+    return (
+        f"A DICOM series was wanted, but none of the {count} files is DICOM. "
+        "Choose the folder with the images."
+    )
 
 
 def _as_int(value: object) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from SAMAdaptLib.geometry import LPS_TO_RAS, Geometry
+
 from .slices import Array
 from .stacking import Stack
 

@@ -21,6 +21,7 @@ from pydicom.pixels.utils import pixel_array
 from pydicom.uid import UID
 
 from SAMAdaptLib.errors import DicomError
+
 from .slices import SliceSource
 
 _PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
@@ -46,7 +47,8 @@ def read_voxels(paths: Sequence[Path], slices: Sequence[SliceSource]) -> NDArray
             voxels = np.zeros((len(slices), *values.shape), dtype=values.dtype)
         if values.shape != voxels.shape[1:]:
             raise DicomError(
-                f"All images of a series must be of one size and kind, but image {k + 1} of {len(slices)} differs "
+                f"All images of a series must be of one size and kind, but image {k + 1} of "
+                f"{len(slices)} differs "
                 "from the first (grey against colour, or other rows and columns). Take it out of the folder."
             )
         if values.dtype != voxels.dtype:

@@ -10,6 +10,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from SAMAdaptLib.volume import Volume
+
 from .finding import FoundSeries, PathLike, choose_series, find_series
 from .geometry import geometry_of, tilt_degrees
 from .pixels import read_voxels
@@ -23,7 +24,8 @@ class DicomSeries:
 
     Attributes:
         volume: Real values (HU for CT) on the series' own grid; k grows along the normal of rows and columns.
-        headers: Attributes of every file without its pixels: in the order of k for classic files, the order of
+        headers: Attributes of every file without its pixels: in the order of k for classic files, the order
+        of
             names for multi-frame ones.
         paths: The file of every header.
         stack: Which header and frame each k comes from, with its exact place.
@@ -53,7 +55,7 @@ class DicomSeries:
 
     @property
     def is_monochrome1(self) -> bool:
-        """Whether the pictures are meant to be shown inverted (low values bright); the values are as stored."""
+        """Whether low values are meant to be shown bright; the values themselves are as stored."""
         return str(self.headers[0].get("PhotometricInterpretation")) == "MONOCHROME1"
 
 
@@ -76,7 +78,8 @@ def read_series(
         allow_gaps: Read a series with missing slices; the slices that are there keep their positions.
 
     Raises:
-        DicomError: Nothing readable, several series, missing or repeated slices, several orientations or sizes,
+        DicomError: Nothing readable, several series, missing or repeated slices, several orientations or
+        sizes,
             no pixels or pixels that cannot be decoded.
     """
     found = choose_series(find_series(source), series)
@@ -117,7 +120,7 @@ def _modality(header: Dataset) -> str | None:
 
 
 def _name(header: Dataset) -> str:
-    """Name the volume without a word about the patient; descriptions of series are free text and may hold some."""
+    """Name the volume; descriptions of series are free text and may say something about the patient."""
     return f"{_modality(header) or 'DICOM'} series {header.get('SeriesNumber') or ''}".strip()
 
 

@@ -49,7 +49,8 @@ def slice_sources(headers: Sequence[Dataset]) -> list[SliceSource]:
     """Describe every slice of a series, in the order of files and frames.
 
     Raises:
-        DicomError: Some slices lack position, orientation or pixel spacing, so cannot be placed in the patient.
+        DicomError: Some slices lack position, orientation or pixel spacing, so cannot be placed in the
+        patient.
     """
     found: list[SliceSource] = []
     missing: dict[str, int] = {}

@@ -1,7 +1,7 @@
 """Slices to one stack: the same orientation, sorted along the normal, one image at each position.
 
-The order is that of Slicer's importer: k grows along (direction of growing column) x (direction of growing row),
-whatever the files are called and whatever their instance numbers say.
+The order is that of Slicer's importer: k grows along (direction of growing column) x (direction of growing
+row), whatever the files are called and whatever their instance numbers say.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from SAMAdaptLib.errors import DicomError
+
 from .slices import Array, SliceSource
 
 SAME_POSITION_MM = 0.01
-"""Two slices nearer than this lie at the same place; positions in headers are rounded to about a micrometre."""
+"""Two slices nearer than this lie at the same place; headers round positions to about a micrometre."""
 
 _ORIENTATION_TOLERANCE = 1e-4  # of a direction cosine: 0.03 mm across a field of view of 300 mm
 _SPACING_TOLERANCE = 1e-4
@@ -89,7 +90,8 @@ def _check_one_spacing(sources: Sequence[SliceSource]) -> None:
     spacings = np.array([one.spacing_ji_mm for one in sources])
     if np.any(np.abs(spacings / spacings[0] - 1) > _SPACING_TOLERANCE):
         raise DicomError(
-            f"All images of a series must have the same pixel spacing, but it goes from {spacings.min():g} to "
+            "All images of a series must have the same pixel spacing, but it goes from "
+            f"{spacings.min():g} to "
             f"{spacings.max():g} mm. Take out the images that do not belong to the volume."
         )
 
@@ -106,7 +108,8 @@ def _one_orientation(headers: Sequence[Dataset], sources: Sequence[SliceSource])
         or abs(row @ column) > 0.01
     ):
         raise DicomError(
-            "The directions of rows and columns must be perpendicular and of length 1, but in this series they are "
+            "The directions of rows and columns must be perpendicular and of length 1, but in this "
+            "series they are "
             "not. Export the series again from the archive; its ImageOrientationPatient is damaged."
         )
     row = row / np.linalg.norm(row)
@@ -121,7 +124,8 @@ def _mixed_orientations(headers: Sequence[Dataset], orientations: Array) -> str:
     scouts = sum("LOCALIZER" in [str(part) for part in header.get("ImageType", [])] for header in headers)
     scouts_said = f" {scouts} of them call themselves localizers;" if scouts else ""
     return (
-        f"All images of a volume must have one orientation, but {len(groups)} were found: {listed};{scouts_said} "
+        f"All images of a volume must have one orientation, but {len(groups)} were found: "
+        f"{listed};{scouts_said} "
         "take out the images of the other orientations, or read them by themselves."
     )
 
@@ -147,13 +151,15 @@ def _one_image_each(sources: Sequence[SliceSource], normal: Array, phase: int | 
         return ordered
     if len(counts) > 1:
         raise DicomError(
-            f"One image at each position was wanted, but the {len(places)} positions hold between {counts[0]} and "
+            f"One image at each position was wanted, but the {len(places)} positions hold between "
+            f"{counts[0]} and "
             f"{counts[-1]} images. Take out the repeated ones, or choose the files of one phase."
         )
     if phase is None or not 1 <= phase <= counts[0]:
         asked = "" if phase is None else f" and phase {phase} was asked for"
         raise DicomError(
-            f"One image at each position was wanted, but each of the {len(places)} positions holds {counts[0]} "
+            f"One image at each position was wanted, but each of the {len(places)} positions holds "
+            f"{counts[0]} "
             f"(phases, echoes or time points){asked}. Choose one of them by phase=1 to phase={counts[0]}."
         )
     return [sorted(place, key=lambda one: one.phase_key)[phase - 1] for place in places]
@@ -167,7 +173,8 @@ def _check_none_missing(stack: Stack) -> None:
             step = gap / (missing + 1)
             raise DicomError(
                 f"The slices must follow each other without holes, but {missing} slice{'s' * (missing > 1)} "
-                f"of {step:.4g} mm seem{'s' * (missing == 1)} to be missing between slice {k + 1} and {k + 2} of "
+                f"of {step:.4g} mm seem{'s' * (missing == 1)} to be missing between slice {k + 1} and "
+                f"{k + 2} of "
                 f"{len(stack.slices)} (a gap of {gap:.4g} mm at {_place(stack, k)}). "
                 "Fetch the whole series again, or accept the hole with allow_gaps=True."
             )
@@ -176,8 +183,9 @@ def _check_none_missing(stack: Stack) -> None:
 def _missing_before(gaps: Array, k: int, slices: Sequence[SliceSource]) -> int:
     """Return how many slices a gap swallows: 0 for one that the scanner made.
 
-    A hole is a whole multiple of the spacing around it. It was made by the scanner if the slices beside it are
-    as thick as the gap is wide, or if it belongs to a run of equal gaps (a second region scanned more coarsely).
+    A hole is a whole multiple of the spacing around it. It was made by the scanner if the slices beside it
+    are as thick as the gap is wide, or if it belongs to a run of equal gaps (a second region scanned more
+    coarsely).
     """
     step = _spacing_around(gaps, k)
     if step is None:
@@ -216,6 +224,6 @@ def _alike(gaps: Array, gap: float) -> NDArray[np.bool_]:
 
 
 def _place(stack: Stack, k: int) -> str:
-    """Name the slice before a hole by its position along the main axis of the normal, in the axis of the scanner."""
+    """Name the slice before a hole by its position along the axis nearest to the normal."""
     axis = int(np.argmax(np.abs(stack.directions_lps[2])))
     return f"{'LPS'[axis]} = {stack.positions_lps[k, axis]:.1f} mm"
