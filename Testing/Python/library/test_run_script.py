@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +14,6 @@ import run
 import setup_environment
 from setup_environment import Interpreter, SetupError
 
-PROJECT = Path(__file__).resolve().parents[3]
 NEWER = Interpreter((3, 12, 1), "/opt/a/bin/python3.12", True)
 OLDER = Interpreter((3, 11, 7), "/opt/b/bin/python3.11", True)
 BARE = Interpreter((3, 11, 2), "/usr/bin/python3.11", False)
@@ -326,13 +324,3 @@ def test_a_machine_without_scene_code_says_so(
     monkeypatch.setattr(run, "run_python", commands)
     assert run.test(["scene"]) == 0
     assert "scene: not run (slicer-core has no build for this machine)" in capsys.readouterr().out
-
-
-# ---- the package list, which a new folder easily misses ----
-
-
-def test_every_package_of_the_library_is_in_the_wheel() -> None:
-    settings = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))
-    listed = set(settings["tool"]["setuptools"]["packages"]) - {"SAMAdaptLib.Resources"}
-    folders = {file.parent for file in (PROJECT / "SAMAdaptLib").rglob("*.py")}
-    assert listed == {".".join(folder.relative_to(PROJECT).parts) for folder in folders}
