@@ -1,8 +1,8 @@
 """MA-SAM: SAM that sees five neighbouring slices.
 
 Two things are added to SAM's encoder: increments of queries and values, factorised as a tensor train that all
-blocks share (FacT), and in every block two adapters that mix neighbouring slices. The decoder enlarges sixteen
-times and has one mask per class.
+blocks share (FacT), and in every block two adapters that mix neighbouring slices. The decoder enlarges
+sixteen times and has one mask per class.
 
 Paper: Chen et al., "MA-SAM: Modality-agnostic SAM adaptation for 3D medical image segmentation", Medical
 Image Analysis 2024 (https://arxiv.org/abs/2309.08842).
@@ -11,17 +11,26 @@ Image Analysis 2024 (https://arxiv.org/abs/2309.08842).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from SAMAdaptLib.errors import WeightsError
-from SAMAdaptLib.weights import copy_into, recognise
+from SAMAdaptLib.cards import ModelCard
+from SAMAdaptLib.device import out_of_memory_as_error
+from SAMAdaptLib.errors import CardError, PromptError, VolumeError, WeightsError
+from SAMAdaptLib.geometry import Axis
+from SAMAdaptLib.prompts import Prompts
+from SAMAdaptLib.volume import IntensityWindow, Volume
+from SAMAdaptLib.weights import copy_into, read_checkpoint, recognise
 
 from .mask_decoder import MaskDecoder
+from .predictor import SliceMask
 from .prompt_encoder import PromptEncoder
 from .sam import Sam, vit_shape_of
+from .slice_stacks import FileAxes, Floats, SliceStacks
 from .vit import Block, ImageEncoderViT, ViTShape, add_to_qkv, blocks_of, with_positions_for
 
 SLICES = 5
@@ -223,3 +232,132 @@ def _required(adapter: Mapping[str, Tensor], name: str) -> Tensor:
             "Choose the file that belongs to the model."
         )
     return adapter[name]
+
+
+class MaSamVolumePredictor:
+    """A `VolumePredictor`: the official pipeline of overlapping stacks, automatic or from boxes.
+
+    The card's options may hold `window` (what the network was trained with, in place of the session's) and
+    `file_axes` (see `FileAxes`).
+
+    Args:
+        network: Loaded.
+        card: One that takes no prompts segments every class by itself; else boxes are wanted.
+        checkpoint_sha256: Of MA-SAM's own file.
+        device: Where to run.
+    """
+
+    def __init__(self, network: MaSam, card: ModelCard, checkpoint_sha256: str, device: torch.device) -> None:
+        """Move the network to the device and freeze it."""
+        self.card = card
+        self.checkpoint_sha256 = checkpoint_sha256
+        self._network = network.eval().requires_grad_(False).to(device)
+        self._device = device
+        self._file_axes = FileAxes(card.options.get("file_axes", "RAS"))
+        self._stacks: SliceStacks | None = None
+
+    def set_volume(self, volume: Volume, axis: Axis, window: IntensityWindow) -> None:
+        """Take a volume, the axis across its slices and the window, which the card may overrule.
+
+        Raises:
+            VolumeError: A colour volume.
+        """
+        trained = self.card.options.get("window")
+        self._stacks = SliceStacks(
+            volume,
+            axis,
+            IntensityWindow(*trained) if trained else window,
+            self._network.image_encoder.input_size[0],
+            self._network.slices,
+            self._file_axes,
+        )
+
+    def predict(self, prompts: Prompts, slices: range | None = None) -> Iterator[SliceMask]:
+        """Segment slice by slice, each when the last stack that holds it is done.
+
+        Args:
+            prompts: Boxes for a network trained with them, else nothing.
+            slices: Which; None for all, or for those that the boxes reach.
+
+        Raises:
+            PromptError: Prompts that the network was not trained for.
+            VolumeError: No volume was set.
+            DeviceError: Not enough memory.
+        """
+        stacks = self._opened()
+        boxes = self._boxes(prompts, stacks)
+        wanted = _reach(boxes, prompts, stacks) if boxes else range(len(stacks))
+        if slices is not None:
+            wanted = range(max(slices.start, wanted.start), min(slices.stop, wanted.stop))
+
+        def probabilities(centre: int) -> Floats:
+            return self._probabilities(stacks, centre, _nearest(boxes, centre) if boxes else None)
+
+        for index, mean, _ in stacks.ensemble(wanted, probabilities):
+            yield _as_mask(index, stacks.to_picture(mean, index))
+
+    def _opened(self) -> SliceStacks:
+        if self._stacks is None:
+            raise VolumeError("A volume must be set before it is segmented, but none is. Load one first.")
+        return self._stacks
+
+    def _boxes(self, prompts: Prompts, stacks: SliceStacks) -> dict[int, Floats]:
+        """Boxes in pixels of the network input, by slice; empty for an automatic network."""
+        refused = sorted(prompts.kinds() - set(self.card.prompts))
+        if refused or (self.card.prompts and not len(prompts)):
+            raise PromptError(
+                f"{self.card.title} takes {' and '.join(self.card.prompts) or 'no prompts'}, but got "
+                f"{' and '.join(refused) or 'nothing'}. Correct the prompts, or choose another model."
+            )
+        on_slices = prompts.on_slices(stacks.volume.geometry, stacks.axis)
+        boxes = {index: pixels.box_xyxy for index, pixels in on_slices.items()}
+        return {index: stacks.box_to_input(box, index) for index, box in boxes.items() if box is not None}
+
+    @torch.inference_mode()
+    def _probabilities(self, stacks: SliceStacks, centre: int, box_xyxy: Floats | None) -> Floats:
+        """Probabilities (d, classes + 1, size, size) of a stack; one box serves all its slices."""
+        stack = torch.from_numpy(stacks.stack(centre)).to(self._device)[None]
+        boxes = None
+        if box_xyxy is not None:
+            boxes = torch.from_numpy(box_xyxy).to(self._device).expand(1, self._network.slices, 4)
+        with out_of_memory_as_error("Segmenting a stack of slices"):
+            logits, _ = self._network(stack, boxes)
+            return logits.softmax(dim=1).float().cpu().numpy()
+
+
+def build_predictor(
+    card: ModelCard, checkpoint: Path, base: Path | None, device: torch.device
+) -> MaSamVolumePredictor:
+    """Build MA-SAM of a card; see `SAMAdaptLib.models.build_predictor`."""
+    if base is None:
+        raise CardError(
+            f"The card {card.name} must name the SAM model it stands on, but names none. Correct it."
+        )
+    adapter = read_checkpoint(checkpoint)
+    network = load_ma_sam(
+        read_checkpoint(base).tensors,
+        adapter.tensors,
+        card.options.get("input_size", 512),
+        card.options.get("stack", SLICES),
+        card.options.get("scale", 1.0),
+    )
+    return MaSamVolumePredictor(network, card, adapter.sha256, device)
+
+
+def _nearest(boxes: Mapping[int, Floats], index: int) -> Floats:
+    return boxes[min(boxes, key=lambda boxed: abs(boxed - index))]
+
+
+def _reach(boxes: Mapping[int, Floats], prompts: Prompts, stacks: SliceStacks) -> range:
+    """Slices that boxes speak for: those inside a 3-D box, else up to half a stack beyond those drawn on."""
+    span = prompts.span(stacks.volume.geometry, stacks.axis)
+    half = stacks.depth // 2
+    return span or range(max(0, min(boxes) - half), min(len(stacks), max(boxes) + half + 1))
+
+
+def _as_mask(index: int, probabilities: Floats) -> SliceMask:
+    """Take the likeliest class of each pixel; its mean probability over the object stands for the overlap."""
+    labels = probabilities.argmax(axis=0).astype(np.uint8)
+    object_pixels = labels > 0
+    share = probabilities.max(axis=0)[object_pixels if object_pixels.any() else ...]
+    return SliceMask(index, labels, float(np.clip(share.mean(), 0.0, 1.0)))

@@ -6,6 +6,8 @@ Paper: Ma et al., "Segment anything in medical images", Nature Communications 20
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -13,7 +15,11 @@ from numpy.typing import NDArray
 from skimage.transform import resize
 from torch import Tensor
 
+from SAMAdaptLib.cards import ModelCard
+from SAMAdaptLib.weights import read_checkpoint
+
 from .framing import as_logits, as_picture, min_max
+from .sam import SamSlicePredictor, load_sam
 
 
 class Stretched:
@@ -56,3 +62,12 @@ class Stretched:
         """Shrink a mask to the decoder's grid."""
         share = F.interpolate(as_picture(mask)[None, None], low_res_yx, mode="bilinear", antialias=True)
         return as_logits(share)
+
+
+def build_predictor(
+    card: ModelCard, checkpoint: Path, base: Path | None, device: torch.device
+) -> SamSlicePredictor:
+    """Build MedSAM of a card; see `SAMAdaptLib.models.build_predictor`."""
+    file = read_checkpoint(checkpoint)
+    size = card.options.get("input_size", 1024)
+    return SamSlicePredictor(load_sam(file.tensors, size), card, file.sha256, Stretched(size), device)

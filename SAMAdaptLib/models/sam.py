@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -18,7 +19,7 @@ from SAMAdaptLib.cards import ModelCard
 from SAMAdaptLib.device import out_of_memory_as_error
 from SAMAdaptLib.errors import PromptError, WeightsError
 from SAMAdaptLib.prompts import PixelPrompts
-from SAMAdaptLib.weights import load_into
+from SAMAdaptLib.weights import load_into, read_checkpoint
 
 from .framing import Framing, LongestSide
 from .mask_decoder import SINGLE_MASK, THREE_MASKS, MaskDecoder
@@ -207,3 +208,12 @@ class SamSlicePredictor:
             low_res_yx = self._prompt_encoder.mask_size
             return self._framing.mask_to_low_res(prompts.mask, low_res_yx).to(self._device)
         return None
+
+
+def build_predictor(
+    card: ModelCard, checkpoint: Path, base: Path | None, device: torch.device
+) -> SamSlicePredictor:
+    """Build SAM of a card; see `SAMAdaptLib.models.build_predictor`."""
+    file = read_checkpoint(checkpoint)
+    network = load_sam(file.tensors, card.options.get("input_size", 1024))
+    return SamSlicePredictor(network, card, file.sha256, device=device)
