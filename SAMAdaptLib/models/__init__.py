@@ -18,7 +18,6 @@ ARCHITECTURES: dict[str, str] = {
     "sam": "SAMAdaptLib.models.sam",
     "medsam": "SAMAdaptLib.models.medsam",
     "mobile_sam": "SAMAdaptLib.models.mobile_sam",
-    "lite_medsam": "SAMAdaptLib.models.lite_medsam",
     "ma_sam": "SAMAdaptLib.models.ma_sam",
 }
 """Architecture of a card -> module with a function `build_predictor` as `_Builder` describes."""
