@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Sequence
 
-from setup_environment import ENVIRONMENT_PYTHON, PROJECT, SetupError, clean_variables, ensure_environment
+from find_python import SetupError, clean_variables
+from setup_environment import ENVIRONMENT_PYTHON, PROJECT, ensure_environment
 
 COMMANDS = ("demo", "test", "setup")
 CHECKS = {
@@ -139,16 +140,19 @@ def main(arguments: Sequence[str]) -> int:
     """Follow the command line; return the exit status."""
     try:
         request = read_arguments(arguments)
-        if request.command is None:
-            print(__doc__)
-            return 0 if {"-h", "--help"} & set(request.rest) else 2
-        ensure_environment(request.python, request.wheels)
+        if request.command is not None:
+            ensure_environment(request.python, request.wheels)
     except SetupError as error:
-        print(f"{error}", file=sys.stderr)
+        print(error, file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"The environment could not be made: {error}. Is the folder writable?", file=sys.stderr)
+        print(
+            f"The environment .venv could not be written ({error}). Is the folder writable?", file=sys.stderr
+        )
         return 2
+    if request.command is None:
+        print(__doc__)
+        return 0 if {"-h", "--help"} & set(request.rest) else 2
     return {"demo": demo, "test": test}.get(request.command, lambda words: 0)(request.rest)
 
 

@@ -1,170 +1,45 @@
-"""Find a suitable Python and make SAMAdapt's own environment with it; used by run.py.
+"""Make SAMAdapt's own environment, and keep it while it fits; used by run.py.
 
 The environment is the folder .venv in the project. It is made once, used again while pyproject.toml stays the
-same, and made anew when it is broken or half made; deleting it is safe. Standard library only, for Python 3.8
-and newer, so that an older Python can say which one to install.
+same, and made anew when it is broken or half made; deleting it is safe.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import shutil
 import subprocess
-import sys
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterator, Sequence
+
+from find_python import WINDOWS, Interpreter, SetupError, ask, clean_variables, find_interpreters
 
 PROJECT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = PROJECT / ".venv"
 STAMP = ENVIRONMENT / "samadapt.json"
 LOG = ENVIRONMENT / "setup.log"
-WINDOWS = os.name == "nt"
 ENVIRONMENT_PYTHON = ENVIRONMENT / ("Scripts/python.exe" if WINDOWS else "bin/python")
 
-VERSIONS = ((3, 12), (3, 11))  # the one that Slicer embeds first
 EXTRAS = "scene,test"
 TORCH = "torch==2.13.0"
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-OFFERS = {"cpu": "with PyTorch for the processor", "cuda": "with PyTorch for CUDA", "none": "without PyTorch"}
+OFFERS = {
+    "cpu": "gets PyTorch for the processor",
+    "cuda": "gets PyTorch for CUDA",
+    "none": "gets no PyTorch",
+    "broken": "makes no working environment",
+}
 OLDEST_PIP = (23, 2)  # older ones download whole files where a look at the metadata would do
 
-PROBE = """
-import json, sys
-try:
-    import ensurepip, venv
-    ready = sys.maxsize > 2**32
-except ImportError:
-    ready = False
-base = getattr(sys, "_base_executable", sys.executable)
-print(json.dumps([sys.version_info[:3], base, ready]))
-"""
 HEALTHY = """
 import importlib.util, sys
 names = ("torch", "SAMAdaptLib", "pytest", "ruff")
 sys.exit(not all(importlib.util.find_spec(name) for name in names))
 """
-
-
-class SetupError(Exception):
-    """The environment cannot be made; the text says why and what to do."""
-
-
-@dataclass(frozen=True)
-class Interpreter:
-    """A Python that was asked for its version."""
-
-    version: tuple[int, ...]
-    executable: str
-    makes_environments: bool
-
-    def __str__(self) -> str:
-        return "Python {} ({})".format(".".join(map(str, self.version)), self.executable)
-
-
-# ---- finding a Python ----
-
-
-def candidate_commands() -> list[list[str]]:
-    """Return every command that may start a suitable Python, likely ones first."""
-    home, pyenv = Path.home(), Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
-    names = [f"python{major}.{minor}" for major, minor in VERSIONS] + ["python3", "python"]
-    commands = [[sys.executable]] + [[path] for path in map(shutil.which, names) if path]
-    if WINDOWS and shutil.which("py"):
-        commands += [["py", f"-{major}.{minor}"] for major, minor in VERSIONS]
-    places = [(pyenv / "versions", "*/bin/python"), (pyenv / "pyenv-win/versions", "*/python.exe")]
-    for major, minor in VERSIONS:
-        version = f"{major}.{minor}"
-        places += [
-            (home / ".local/share/uv/python", f"*-{version}*/bin/python3"),
-            (Path("/opt/homebrew/bin"), f"python{version}"),
-            (Path("/usr/local/bin"), f"python{version}"),
-            (Path("/usr/bin"), f"python{version}"),
-            (Path("/Library/Frameworks/Python.framework/Versions"), f"{version}/bin/python{version}"),
-        ]
-    return commands + [
-        [str(path)] for folder, name in places for path in sorted(folder.glob(name), reverse=True)
-    ]
-
-
-def ask(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Run a short command outside every foreign Python setting and keep what it says."""
-    return subprocess.run(
-        command, capture_output=True, text=True, errors="replace", env=clean_variables(), check=False
-    )
-
-
-def probe(command: Sequence[str]) -> Interpreter | None:
-    """Ask a Python for its version and whether it can make environments; None where it does not answer."""
-    try:
-        version, executable, ready = json.loads(ask([*command, "-c", PROBE]).stdout)
-        return Interpreter(tuple(version), str(executable), bool(ready))
-    except (OSError, ValueError):
-        return None
-
-
-def rank(interpreters: Sequence[Interpreter]) -> list[Interpreter]:
-    """Keep each suitable Python once: 3.12 before 3.11, otherwise in the order found."""
-    usable: dict[str, Interpreter] = {}
-    for one in interpreters:
-        if one.makes_environments and one.version[:2] in VERSIONS:
-            usable.setdefault(os.path.realpath(one.executable), one)
-    return sorted(usable.values(), key=lambda one: VERSIONS.index((one.version[0], one.version[1])))
-
-
-def advice(system: str, found: Sequence[Interpreter]) -> str:
-    """Say in plain words which Python is missing and how to get it."""
-    half = [one for one in found if one.version[:2] in VERSIONS and not one.makes_environments]
-    if half:
-        minor = half[0].version[1]
-        return (
-            f"{half[0]} is there, but it cannot make environments. Install its venv module "
-            f"(Debian, Ubuntu: sudo apt install python3.{minor}-venv) or a 64-bit Python, and run this again."
-        )
-    others = sorted({".".join(map(str, one.version[:2])) for one in found})
-    how = {
-        "Windows": "Install it with 'winget install Python.Python.3.12' or from python.org",
-        "Darwin": "Install it with 'brew install python@3.12' or from python.org",
-    }.get(
-        system,
-        "Install it with its venv module (Ubuntu 24.04: sudo apt install python3.12-venv; "
-        "Debian 12: sudo apt install python3.11-venv; Fedora: sudo dnf install python3.12)",
-    )
-    return (
-        f"SAMAdapt needs Python 3.12 or 3.11, but only {', '.join(others) or 'none'} was found. {how}, "
-        "and run this again; a Python in an unusual place is named with --python PATH."
-    )
-
-
-def find_interpreters(explicit: str | None) -> list[Interpreter]:
-    """Return the suitable Pythons, best first.
-
-    Raises:
-        SetupError: None is suitable.
-    """
-    commands = [[explicit]] if explicit else candidate_commands()
-    found = [one for one in map(probe, commands) if one is not None]
-    ranked = rank(found)
-    if explicit and not ranked:
-        came = str(found[0]) if found else f"{explicit}, which does not start as a Python"
-        raise SetupError(f"--python wants a Python 3.12 or 3.11 with its venv module, but got {came}.")
-    if not ranked:
-        raise SetupError(advice(platform.system(), found))
-    return ranked
-
-
-# ---- making the environment ----
-
-
-def clean_variables() -> dict[str, str]:
-    """Return the process environment without what would lead Python to foreign packages."""
-    foreign = ("PYTHONPATH", "PYTHONHOME", "__PYVENV_LAUNCHER__", "VIRTUAL_ENV")
-    return {**{k: v for k, v in os.environ.items() if k not in foreign}, "PYTHONNOUSERSITE": "1"}
 
 
 @contextmanager
@@ -279,6 +154,16 @@ def torch_offer(arguments: Sequence[str], wheels: Path | None) -> str:
     return "cuda" if wants_cuda(json.loads(file.read_text(encoding="utf-8"))) else "cpu"
 
 
+def offer_with(interpreter: Interpreter, wanted: Sequence[str], wheels: Path | None) -> str:
+    """Make an environment with this Python and tell which PyTorch it would get; broken where it cannot."""
+    try:
+        make_environment(interpreter)
+        renew_old_pip(wheels)
+    except SetupError:
+        return "broken"
+    return torch_offer(wanted, wheels)
+
+
 def choose_torch(interpreters: Sequence[Interpreter], wheels: Path | None) -> list[str]:
     """Make an empty environment with the Python that gets the right PyTorch.
 
@@ -294,17 +179,19 @@ def choose_torch(interpreters: Sequence[Interpreter], wheels: Path | None) -> li
     offers = []
     for interpreter in interpreters:
         with step(str(interpreter)) as notes:
-            make_environment(interpreter)
-            renew_old_pip(wheels)
-            offers.append(torch_offer(wanted, wheels))
+            offers.append(offer_with(interpreter, wanted, wheels))
             notes.append(OFFERS[offers[-1]])
         if offers[-1] in welcome:
             return wanted
-    best = interpreters[offers.index("cuda") if "cuda" in offers else 0]
-    if best != interpreters[-1]:
-        with step(f"{best} again"):
-            make_environment(best)
-            renew_old_pip(wheels)
+    best = next(
+        one
+        for kind in ("cuda", "none", "broken")
+        for one, offer in zip(interpreters, offers)
+        if offer == kind
+    )
+    if best != interpreters[-1] or offers[-1] == "broken":
+        make_environment(best)
+        renew_old_pip(wheels)
     index = ["--index-url", TORCH_CPU_INDEX, TORCH]
     if wheels is None and torch_offer([*index, "--retries", "1", "--timeout", "15"], wheels) == "cpu":
         return index

@@ -1,4 +1,4 @@
-"""The decisions of run.py and setup_environment.py; pip and real environments are not touched."""
+"""The decisions of run.py and the two scripts under it; pip and real environments are not touched."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+import find_python
 import run
 import setup_environment
-from setup_environment import Interpreter, SetupError
+from find_python import Interpreter, SetupError
 
 NEWER = Interpreter((3, 12, 1), "/opt/a/bin/python3.12", True)
 OLDER = Interpreter((3, 11, 7), "/opt/b/bin/python3.11", True)
@@ -55,7 +56,7 @@ def test_a_wrong_command_line_ends_with_status_2(capsys: pytest.CaptureFixture[s
 
 
 def test_the_python_that_slicer_embeds_comes_first_and_each_only_once() -> None:
-    assert setup_environment.rank([OLDER, FOREIGN, BARE, NEWER, OLDER]) == [NEWER, OLDER]
+    assert find_python.rank([OLDER, FOREIGN, BARE, NEWER, OLDER]) == [NEWER, OLDER]
 
 
 @pytest.mark.parametrize(
@@ -67,19 +68,19 @@ def test_the_python_that_slicer_embeds_comes_first_and_each_only_once() -> None:
     ],
 )
 def test_a_missing_python_is_named_with_the_way_to_get_it(system: str, words: str) -> None:
-    text = setup_environment.advice(system, [FOREIGN])
+    text = find_python.advice(system, [FOREIGN])
     assert words in text
     assert "only 3.14 was found" in text
 
 
 def test_a_python_without_its_venv_module_is_not_called_missing() -> None:
-    text = setup_environment.advice("Linux", [FOREIGN, BARE])
+    text = find_python.advice("Linux", [FOREIGN, BARE])
     assert "python3.11-venv" in text
     assert "3.14" not in text
 
 
 def test_this_python_answers_the_probe() -> None:
-    answer = setup_environment.probe([sys.executable])
+    answer = find_python.probe([sys.executable])
     assert answer is not None
     assert answer.version == sys.version_info[:3]
     assert answer.makes_environments
@@ -89,14 +90,14 @@ def test_this_python_answers_the_probe() -> None:
 def test_something_that_is_no_python_gives_no_interpreter(code: str, tmp_path: Path) -> None:
     impostor = tmp_path / "impostor.py"
     impostor.write_text(code)
-    assert setup_environment.probe([sys.executable, str(impostor)]) is None
-    assert setup_environment.probe([str(tmp_path / "absent")]) is None
+    assert find_python.probe([sys.executable, str(impostor)]) is None
+    assert find_python.probe([str(tmp_path / "absent")]) is None
 
 
 def test_an_unsuitable_explicit_python_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(setup_environment, "probe", lambda command: FOREIGN)
+    monkeypatch.setattr(find_python, "probe", lambda command: FOREIGN)
     with pytest.raises(SetupError, match=r"--python wants a Python 3\.12 or 3\.11 .*got Python 3\.14\.0"):
-        setup_environment.find_interpreters("/opt/c/bin/python3.14")
+        find_python.find_interpreters("/opt/c/bin/python3.14")
 
 
 # ---- which PyTorch ----
@@ -128,14 +129,22 @@ class Machine:
         self.offers = offers
         monkeypatch.setattr(setup_environment, "has_nvidia_driver", lambda: driver)
         monkeypatch.setattr(setup_environment.platform, "system", lambda: system)
-        monkeypatch.setattr(setup_environment, "make_environment", self.made.append)
+        monkeypatch.setattr(setup_environment, "make_environment", self.make)
         monkeypatch.setattr(setup_environment, "renew_old_pip", lambda wheels: None)
         monkeypatch.setattr(setup_environment, "torch_offer", self.offer)
+
+    def make(self, interpreter: Interpreter) -> None:
+        self.made.append(interpreter)
+        if self.offers[self.version()] == "broken":
+            raise SetupError("its ensurepip does not work")
+
+    def version(self) -> str:
+        return ".".join(map(str, self.made[-1].version[:2]))
 
     def offer(self, arguments: Sequence[str], wheels: Path | None) -> str:
         if "--index-url" in arguments:
             return self.offers.get("index", "none")
-        return self.offers[".".join(map(str, self.made[-1].version[:2]))]
+        return self.offers[self.version()]
 
 
 PINNED = [setup_environment.TORCH]
@@ -149,6 +158,8 @@ CPU_INDEX = ["--index-url", setup_environment.TORCH_CPU_INDEX, setup_environment
         ({"3.12": "cuda", "3.11": "cpu"}, False, "Linux", PINNED, OLDER),
         ({"3.12": "cuda", "3.11": "cuda", "index": "cpu"}, False, "Linux", CPU_INDEX, NEWER),
         ({"3.12": "none", "3.11": "cuda"}, False, "Linux", PINNED, OLDER),
+        ({"3.12": "cuda", "3.11": "broken"}, False, "Linux", PINNED, NEWER),
+        ({"3.12": "broken", "3.11": "cpu"}, False, "Linux", PINNED, OLDER),
         ({"3.12": "cuda", "3.11": "cpu"}, True, "Linux", ["torch"], NEWER),
         ({"3.12": "cpu"}, False, "Darwin", PINNED, NEWER),
         ({"3.12": "none", "3.11": "cpu"}, False, "Windows", PINNED, OLDER),
@@ -166,6 +177,12 @@ def test_pytorch_is_chosen_by_driver_and_offer(
     machine = Machine(monkeypatch, offers, driver, system)
     assert setup_environment.choose_torch([NEWER, OLDER], None) == arguments
     assert machine.made[-1] == last
+
+
+def test_when_no_python_makes_an_environment_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    Machine(monkeypatch, {"3.12": "broken", "3.11": "broken"}, driver=False, system="Linux")
+    with pytest.raises(SetupError, match="its ensurepip does not work"):
+        setup_environment.choose_torch([NEWER, OLDER], None)
 
 
 def test_a_large_download_is_announced(
