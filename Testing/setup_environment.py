@@ -71,11 +71,11 @@ def remedy(log: str, wheels: Path | None) -> str:
         return "The disk is full: the environment needs about 3 GB in the project folder."
     if wheels is not None and ("no matching distribution" in text or "could not find a version" in text):
         return f"A wheel is missing in {wheels}: add it, for this platform and Python, and run this again."
-    signs = ("connection", "timed out", "name resolution", "getaddrinfo", "ssl", "proxy", "max retries")
+    signs = ("connection", "timed out", "name resolution", "ssl", "proxy", "from versions: none")
     if any(sign in text for sign in signs):
         return (
-            "The package index was not reached: check the network or the proxy (pip config list), "
-            "or install from a folder of wheels with --wheels FOLDER."
+            "The package index was not reached, or has nothing for this machine: check the network and the proxy "
+            "(pip config list), or install from a folder of wheels with --wheels FOLDER."
         )
     return f"The whole output of pip is in {LOG}; run this again when the cause is mended."
 
