@@ -74,8 +74,8 @@ def remedy(log: str, wheels: Path | None) -> str:
     signs = ("connection", "timed out", "name resolution", "ssl", "proxy", "from versions: none")
     if any(sign in text for sign in signs):
         return (
-            "The package index was not reached, or has nothing for this machine: check the network and the proxy "
-            "(pip config list), or install from a folder of wheels with --wheels FOLDER."
+            "The package index was not reached, or has nothing for this machine: check the network and the "
+            "proxy (pip config list), or install from a folder of wheels with --wheels FOLDER."
         )
     return f"The whole output of pip is in {LOG}; run this again when the cause is mended."
 
