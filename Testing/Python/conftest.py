@@ -32,6 +32,7 @@ for _name in (
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
     os.environ.setdefault(_name, str(min(2, os.cpu_count() or 1)))
 os.environ["MPLBACKEND"] = "Agg"
+os.environ.pop("SAMADAPT_MODELS", None)
 
 
 class NetworkRefusedError(RuntimeError):
