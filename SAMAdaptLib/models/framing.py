@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from .preprocessing import normalise_and_pad
+from .preprocessing import PIXEL_MEAN, PIXEL_STD
 
 _SURE = 6.0
 """Logit of a voxel that the user says is inside: as sure as SAM is of its own masks."""
@@ -44,15 +45,23 @@ class LongestSide:
 
     Args:
         size: Side of the network input.
+        mean: Of red, green and blue in 0..255.
+        std: Of red, green and blue.
     """
 
-    def __init__(self, size: int) -> None:
-        """Remember the size."""
+    def __init__(
+        self, size: int, mean: Sequence[float] = PIXEL_MEAN, std: Sequence[float] = PIXEL_STD
+    ) -> None:
+        """Remember the numbers."""
         self.size = size
+        self._mean = torch.tensor(mean)[:, None, None]
+        self._std = torch.tensor(std)[:, None, None]
 
     def to_input(self, picture: NDArray[np.uint8]) -> Tensor:
         """Map (rows, columns[, 3]) in 0..255 to the network input (1, 3, size, size)."""
-        return self._normalise(self.resize(picture))
+        colours = self._normalise(self.resize(picture))
+        rows, columns = colours.shape[-2:]
+        return F.pad(colours, (0, self.size - columns, 0, self.size - rows))
 
     def resize(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Resize a picture with antialiasing so that its longest side fills the input."""
@@ -88,23 +97,27 @@ class LongestSide:
         return as_logits(F.adaptive_avg_pool2d(padded, low_res_yx))
 
     def _normalise(self, resized: NDArray[np.uint8]) -> Tensor:
-        return normalise_and_pad(resized.astype(np.float32), self.size)
+        return (as_colours(resized.astype(np.float32)) - self._mean) / self._std
 
 
 class LongestSideMinMax(LongestSide):
     """LiteMedSAM's way: as SAM, but grey values are stretched to 0..1 and not standardised."""
 
     def _normalise(self, resized: NDArray[np.uint8]) -> Tensor:
-        rows, columns = resized.shape[:2]
-        return F.pad(min_max(resized), (0, self.size - columns, 0, self.size - rows))
+        return min_max(resized)
 
 
 def min_max(picture: NDArray[np.uint8]) -> Tensor:
     """Stretch the values of a whole picture (rows, columns[, 3]) to 0..1 as (1, 3, rows, columns)."""
     values = picture.astype(np.float64)
     low, high = values.min(), values.max()
-    stretched = torch.from_numpy((values - low) / max(high - low, 1e-8)).float()
-    return stretched.expand(1, 3, -1, -1) if stretched.ndim == 2 else stretched.permute(2, 0, 1)[None]
+    return as_colours(((values - low) / max(high - low, 1e-8)).astype(np.float32))
+
+
+def as_colours(values: NDArray[np.float32]) -> Tensor:
+    """Turn (rows, columns[, 3]) into (1, 3, rows, columns); grey is repeated."""
+    pixels = torch.from_numpy(np.ascontiguousarray(values))
+    return pixels.expand(1, 3, -1, -1) if pixels.ndim == 2 else pixels.permute(2, 0, 1)[None]
 
 
 def as_picture(mask: NDArray[np.bool_]) -> Tensor:

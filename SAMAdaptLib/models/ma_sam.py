@@ -284,19 +284,25 @@ class MaSamVolumePredictor:
             VolumeError: No volume was set.
             DeviceError: Not enough memory.
         """
-        stacks = self._opened()
+        stacks = self.stacks
         boxes = self._boxes(prompts, stacks)
         wanted = _reach(boxes, prompts, stacks) if boxes else range(len(stacks))
         if slices is not None:
             wanted = range(max(slices.start, wanted.start), min(slices.stop, wanted.stop))
 
         def probabilities(centre: int) -> Floats:
-            return self._probabilities(stacks, centre, _nearest(boxes, centre) if boxes else None)
+            return self.probabilities(centre, _nearest(boxes, centre) if boxes else None)
 
         for index, mean, _ in stacks.ensemble(wanted, probabilities):
             yield _as_mask(index, stacks.to_picture(mean, index))
 
-    def _opened(self) -> SliceStacks:
+    @property
+    def stacks(self) -> SliceStacks:
+        """The volume as the network sees it.
+
+        Raises:
+            VolumeError: No volume was set.
+        """
         if self._stacks is None:
             raise VolumeError("A volume must be set before it is segmented, but none is. Load one first.")
         return self._stacks
@@ -314,9 +320,17 @@ class MaSamVolumePredictor:
         return {index: stacks.box_to_input(box, index) for index, box in boxes.items() if box is not None}
 
     @torch.inference_mode()
-    def _probabilities(self, stacks: SliceStacks, centre: int, box_xyxy: Floats | None) -> Floats:
-        """Probabilities (d, classes + 1, size, size) of a stack; one box serves all its slices."""
-        stack = torch.from_numpy(stacks.stack(centre)).to(self._device)[None]
+    def probabilities(self, centre: int, box_xyxy: Floats | None = None) -> Floats:
+        """Segment the stack around one slice.
+
+        Args:
+            centre: The slice.
+            box_xyxy: (4,) in pixels of the network input; it serves all slices of the stack.
+
+        Returns:
+            (d, classes + 1, size, size), the background first.
+        """
+        stack = torch.from_numpy(self.stacks.stack(centre)).to(self._device)[None]
         boxes = None
         if box_xyxy is not None:
             boxes = torch.from_numpy(box_xyxy).to(self._device).expand(1, self._network.slices, 4)

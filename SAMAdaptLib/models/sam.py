@@ -31,9 +31,20 @@ from .vit import VIT_B, VIT_H, VIT_L, ImageEncoderViT, ViTShape, with_positions_
 class PromptableNetwork(Protocol):
     """Any network with SAM's three parts."""
 
-    image_encoder: nn.Module
-    prompt_encoder: PromptEncoder
-    mask_decoder: MaskDecoder
+    @property
+    def image_encoder(self) -> nn.Module:
+        """From (B, 3, H, W) to (B, C, h, w)."""
+        ...
+
+    @property
+    def prompt_encoder(self) -> PromptEncoder:
+        """From prompts to embeddings."""
+        ...
+
+    @property
+    def mask_decoder(self) -> MaskDecoder:
+        """From embeddings to masks."""
+        ...
 
 
 class Sam(nn.Module):
@@ -120,7 +131,7 @@ class SamSlicePredictor:
         self.card = card
         self.checkpoint_sha256 = checkpoint_sha256
         self._device = device or torch.device("cpu")
-        self._image_encoder = network.image_encoder
+        self._image_encoder: nn.Module = network.image_encoder
         self._prompt_encoder = network.prompt_encoder
         self._mask_decoder = network.mask_decoder
         for part in (self._image_encoder, self._prompt_encoder, self._mask_decoder):

@@ -83,8 +83,8 @@ class SliceStacks:
         """Refuse colour."""
         if self.volume.is_colour:
             raise VolumeError(
-                "A model that sees neighbouring slices takes grey volumes, but this one is in colour. Convert "
-                "it or choose another model."
+                "A model that sees neighbouring slices takes grey volumes, but this one is in colour. "
+                "Convert it or choose another model."
             )
 
     def __len__(self) -> int:

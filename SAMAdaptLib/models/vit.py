@@ -33,6 +33,7 @@ class ViTShape:
         mlp_ratio: Hidden width of the MLPs over C.
         out_channels: Channels of the embedding.
         relative_positions: Whether attention knows relative positions.
+        qkv_bias: Whether queries, keys and values have a bias.
     """
 
     embed_dim: int
@@ -42,9 +43,10 @@ class ViTShape:
     input_size: int = 1024
     patch_size: int = 16
     window: int = 14
-    mlp_ratio: int = 4
+    mlp_ratio: float = 4.0
     out_channels: int = 256
     relative_positions: bool = True
+    qkv_bias: bool = True
 
     @property
     def grid(self) -> int:
@@ -61,21 +63,20 @@ class Attention(nn.Module):
     """Attention over a grid of tokens, in windows or over the whole grid.
 
     Args:
-        embed_dim: Channels C.
-        heads: Number of heads.
+        shape: Sizes of the encoder.
         extent: Side of a window, or of the whole grid, in tokens.
-        relative_positions: Whether scores depend on the distance in rows and columns.
     """
 
-    def __init__(self, embed_dim: int, heads: int, extent: int, relative_positions: bool = True) -> None:
+    def __init__(self, shape: ViTShape, extent: int) -> None:
         super().__init__()
+        embed_dim, heads = shape.embed_dim, shape.heads
         self.heads = heads
         self.extent = extent
-        self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
+        self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=shape.qkv_bias)
         self.proj = nn.Linear(embed_dim, embed_dim)
         self.rel_pos_h: nn.Parameter | None = None
         self.rel_pos_w: nn.Parameter | None = None
-        if relative_positions:
+        if shape.relative_positions:
             table = torch.zeros(2 * extent - 1, embed_dim // heads)
             self.rel_pos_h, self.rel_pos_w = nn.Parameter(table), nn.Parameter(table.clone())
 
@@ -151,10 +152,10 @@ class Block(nn.Module):
         extent = shape.grid if index in shape.global_blocks else shape.window
         self.before_attention: nn.Module = nn.Identity()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = Attention(width, shape.heads, extent, shape.relative_positions)
+        self.attn = Attention(shape, extent)
         self.after_attention: nn.Module = nn.Identity()
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = MLPBlock(width, width * shape.mlp_ratio)
+        self.mlp = MLPBlock(width, int(width * shape.mlp_ratio))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""
