@@ -30,13 +30,14 @@ class ChainRule:
         widen: Share by which the box of the last mask grows on each side.
         lowest_score: Stop when the network expects less overlap than this.
         largest_growth: Stop when the area grows by more than this factor from one slice to the next.
-        smallest_overlap: Stop when the Dice of neighbouring masks falls below this.
+        smallest_overlap: Stop when less than this share of the smaller of two neighbouring masks is common;
+            an object that tapers off keeps its overlap, one that was lost does not.
     """
 
     widen: float = 0.05
     lowest_score: float = 0.5
     largest_growth: float = 2.0
-    smallest_overlap: float = 0.4
+    smallest_overlap: float = 0.5
 
 
 class SliceBySlice:
@@ -159,7 +160,7 @@ class SliceBySlice:
         area, before = int(mask.sum()), int(last.sum())
         if area == 0 or score < self._rule.lowest_score or area > self._rule.largest_growth * before:
             return False
-        return 2 * int((mask & last).sum()) / (area + before) >= self._rule.smallest_overlap
+        return int((mask & last).sum()) >= self._rule.smallest_overlap * min(area, before)
 
     def _decode(
         self, index: int, pixels: PixelPrompts, previous: NDArray[np.float32] | None
