@@ -35,8 +35,8 @@ CHECKS = {
 RINGS = ("library", "scene")  # each in a process of its own: Slicer's scene code loads its own VTK and ITK
 NO_TESTS = 5  # pytest's exit status
 SCENE_REMEDY = (
-    "Slicer's scene code is installed, but it does not start. On Debian or Ubuntu: "
-    "sudo apt install libegl1 libegl-mesa0 libgl1-mesa-dri libxrender1"
+    "Slicer's scene code (slicer-core) is installed, but does not start; its last words are above. "
+    "It needs glibc 2.28 or newer on Linux. If that is there, delete .venv and run this again."
 )
 
 

@@ -331,7 +331,9 @@ def test_scene_code_that_does_not_start_is_a_failure_with_a_remedy(
     )
     monkeypatch.setattr(run, "run_python", commands)
     assert run.test(["scene"]) == 1
-    assert "sudo apt install" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "libGL.so.1: no such file" in said
+    assert "delete .venv" in said
 
 
 def test_a_machine_without_scene_code_says_so(
