@@ -332,7 +332,7 @@ def test_scene_code_that_does_not_start_is_a_failure_with_a_remedy(
     monkeypatch.setattr(run, "run_python", commands)
     assert run.test(["scene"]) == 1
     said = capsys.readouterr().out
-    assert "libGL.so.1: no such file" in said
+    assert "libGL.so.1: cannot open shared object file" in said
     assert "delete .venv" in said
 
 
