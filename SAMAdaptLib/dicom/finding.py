@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
@@ -14,6 +13,8 @@ from pydicom.dataset import Dataset, FileDataset
 from pydicom.errors import InvalidDicomError
 
 from SAMAdaptLib.errors import DicomError
+
+from .quiet import quiet
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
@@ -27,6 +28,8 @@ _DICOM_SUFFIXES = frozenset({".dcm", ".ima", ".dicom"})
 class FoundSeries:
     """The files of one image series, in the order of their names; nothing is checked or sorted yet.
 
+    Printing it shows neither headers nor paths, which may name the patient.
+
     Attributes:
         uid: SeriesInstanceUID, empty where the files have none.
         paths: One file per header.
@@ -34,8 +37,8 @@ class FoundSeries:
     """
 
     uid: str
-    paths: tuple[Path, ...]
-    headers: tuple[Dataset, ...]
+    paths: tuple[Path, ...] = field(repr=False)
+    headers: tuple[Dataset, ...] = field(repr=False)
 
     @property
     def modality(self) -> str:
@@ -55,6 +58,7 @@ class FoundSeries:
         return f"{self.modality}, {self.image_count} images, {named}"
 
 
+@quiet()
 def find_series(source: PathLike | Iterable[PathLike]) -> list[FoundSeries]:
     """Find the image series in a folder (with its subfolders), one file or a list of files.
 
@@ -135,11 +139,9 @@ def _files(source: PathLike | Iterable[PathLike]) -> Iterator[Path]:
 def _read_header(path: Path, which: str) -> FileDataset | None:
     """Return the attributes before the pixels, or None for a file that does not claim to be DICOM."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # oddities of a header are judged where a value is used
-            header = dcmread(path, stop_before_pixels=True, force=_starts_without_preamble(path))
-            header.get("SOPClassUID")
-            return header
+        header = dcmread(path, stop_before_pixels=True, force=_starts_without_preamble(path))
+        header.get("SOPClassUID")
+        return header
     except InvalidDicomError:
         if path.suffix.lower() not in _DICOM_SUFFIXES:
             return None

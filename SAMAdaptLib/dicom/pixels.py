@@ -1,12 +1,11 @@
 """Stored pixels to real values: decoding, rescaling, one array for the whole series.
 
 Values keep their physical meaning: rescale slope and intercept of every slice or frame are applied, and a
-MONOCHROME1 picture keeps its numbers although it is shown inverted.
+MONOCHROME1 picture keeps its numbers although it is shown inverted (ITK, and with it Slicer, inverts them).
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,18 +80,16 @@ def _decoded(path: Path, which: str) -> tuple[NDArray[Any], bool]:
         raise DicomError(_cut_short(which)) from error
     if not any(keyword in dataset for keyword in _PIXEL_KEYWORDS):
         raise DicomError(
-            f"Images with pixels were wanted, but {which} holds only its header. "
+            f"Images with pixels were wanted, but {which} holds only its header or is cut short. "
             "Copy the whole file again from the archive."
         )
     syntax = UID(dataset.file_meta.get("TransferSyntaxUID", "1.2.840.10008.1.2"))
     if not _can_decode(syntax):
         return _decoded_by_itk(path, dataset, syntax, which), True
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # padding and private oddities that do not change the values
-            frames = _real_colours(pixel_array(dataset), dataset)
-            has_table = bool(dataset.get("ModalityLUTSequence"))
-            frames = apply_modality_lut(frames, dataset) if has_table else frames
+        frames = _real_colours(pixel_array(dataset), dataset)
+        has_table = bool(dataset.get("ModalityLUTSequence"))
+        frames = apply_modality_lut(frames, dataset) if has_table else frames
     except Exception as error:
         raise DicomError(_cut_short(which)) from error
     return _with_frame_axis(frames, dataset, which), has_table
@@ -112,8 +109,8 @@ def _decoded_by_itk(path: Path, dataset: Dataset, syntax: UID, which: str) -> ND
     from SimpleITK import GetArrayFromImage, ReadImage  # heavy, and seldom needed
 
     try:
-        if int(dataset.get("NumberOfFrames") or 1) > 1:
-            raise RuntimeError("rescaling of every frame by its own factors is not known to ITK")
+        if int(dataset.get("NumberOfFrames") or 1) > 1 or dataset.PhotometricInterpretation == "MONOCHROME1":
+            raise RuntimeError("ITK would rescale all frames alike, and would invert the numbers")
         frames: NDArray[Any] = GetArrayFromImage(ReadImage(str(path)))
     except RuntimeError as error:
         raise DicomError(

@@ -18,6 +18,7 @@ from SAMAdaptLib.geometry import Geometry
 
 from .geometry import tilt_degrees
 from .grids import Masks, overlap_in, same_voxels, values_in
+from .quiet import quiet
 from .segments import Segment
 from .series import DicomSeries
 
@@ -44,6 +45,7 @@ class Finding:
         return f"{self.sentence} {self.fix}"
 
 
+@quiet()
 def preflight(
     masks: Masks,
     segments: Sequence[Segment],

@@ -8,7 +8,6 @@ without voxels are left out, since readers give names and colours by order and w
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from SAMAdaptLib.geometry import Geometry
 
 from .grids import Masks, NumberedMasks, moved_to_grid, numbered
 from .preflight import Finding, preflight
+from .quiet import quiet
 from .segments import Segment, segment_item
 from .series import DicomSeries
 from .source_headers import CHARACTER_SET, restore_references, slice_headers
@@ -68,6 +68,7 @@ class WrittenSegmentation:
     findings: tuple[Finding, ...]
 
 
+@quiet()
 def write_segmentation(
     path: str | os.PathLike[str],
     masks: Masks,
@@ -120,33 +121,29 @@ def _on_series_grid(masks: Masks, geometry: Geometry | None, series: DicomSeries
 def _build(
     content: NumberedMasks, series: DicomSeries, description: str, creator: str | None
 ) -> hd.seg.Segmentation:
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # values of the source that the standard frowns at are copied as they are
-        headers = slice_headers(series)
-        dataset = hd.seg.Segmentation(
-            source_images=headers,
-            pixel_array=content.pixels,
-            segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-            segment_descriptions=[
-                segment_item(segment, number) for number, segment in enumerate(content.segments, start=1)
-            ],
-            series_instance_uid=hd.UID(),
-            series_number=_series_number(series),
-            sop_instance_uid=hd.UID(),
-            instance_number=1,
-            manufacturer=MANUFACTURER,
-            manufacturer_model_name=MANUFACTURER,
-            software_versions=__version__,
-            device_serial_number="1",
-            content_label="SEGMENTATION",
-            content_description="Segmentation",
-            content_creator_name=creator,
-            transfer_syntax_uid=ExplicitVRLittleEndian,
-            series_description=description[:64],
-        )
-        restore_references(dataset, series, headers)
+    headers = slice_headers(series)
+    dataset = hd.seg.Segmentation(
+        source_images=headers,
+        pixel_array=content.pixels,
+        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=[
+            segment_item(segment, number) for number, segment in enumerate(content.segments, start=1)
+        ],
+        series_instance_uid=hd.UID(),
+        series_number=_series_number(series),
+        sop_instance_uid=hd.UID(),
+        instance_number=1,
+        manufacturer=MANUFACTURER,
+        manufacturer_model_name=MANUFACTURER,
+        software_versions=__version__,
+        device_serial_number="1",
+        content_label="SEGMENTATION",
+        content_description="Segmentation",
+        content_creator_name=creator,
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+        series_description=description[:64],
+    )
+    restore_references(dataset, series, headers)
     dataset.SpecificCharacterSet = CHARACTER_SET
     dataset.SeriesDate, dataset.SeriesTime = dataset.ContentDate, dataset.ContentTime
     if headers[0].get("BodyPartExamined"):
@@ -161,8 +158,7 @@ def _series_number(series: DicomSeries) -> int:
 
 def _save(dataset: hd.seg.Segmentation, target: Path) -> None:
     try:
-        with atomic_path(target) as temporary, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with atomic_path(target) as temporary:
             dataset.save_as(temporary)
     except OSError as error:
         raise DicomError(

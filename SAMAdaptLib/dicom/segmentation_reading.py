@@ -6,7 +6,6 @@ Frames find their slice by position, never by order: writers sort them different
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from pydicom.dataset import Dataset
 
 from SAMAdaptLib.errors import DicomError
 
+from .quiet import quiet
 from .segments import Segment, segment_from_item
 from .series import DicomSeries
 
@@ -82,6 +82,7 @@ class ReadSegmentation:
         return labels
 
 
+@quiet()
 def read_segmentation(path: str | os.PathLike[str], series: DicomSeries) -> ReadSegmentation:
     """Read a DICOM-SEG (binary, fractional or label map) of ours or another writer onto its series.
 
@@ -106,9 +107,7 @@ def read_segmentation(path: str | os.PathLike[str], series: DicomSeries) -> Read
 
 def _open(path: Path) -> hd.seg.Segmentation:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # other writers' oddities that do not touch the pixels
-            return hd.seg.segread(path)
+        return hd.seg.segread(path)
     except Exception as error:
         raise DicomError(
             "A DICOM segmentation was wanted, but the file is none or is damaged. Choose a DICOM-SEG file."

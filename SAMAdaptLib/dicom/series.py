@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +14,14 @@ from SAMAdaptLib.volume import Volume
 from .finding import FoundSeries, PathLike, choose_series, find_series
 from .geometry import geometry_of, tilt_degrees
 from .pixels import read_voxels
+from .quiet import quiet
 from .slices import SliceSource, slice_sources
 from .stacking import Stack, stack_slices
 
 
 @dataclass(frozen=True, eq=False)
 class DicomSeries:
-    """One series, read.
+    """One series, read. Printing it shows neither headers nor paths, which may name the patient.
 
     Attributes:
         volume: Real values (HU for CT) on the series' own grid; k grows along the normal of rows and columns.
@@ -32,10 +33,10 @@ class DicomSeries:
         warnings: What is unusual and worth saying, in plain sentences.
     """
 
-    volume: Volume
-    headers: tuple[Dataset, ...]
-    paths: tuple[Path, ...]
-    stack: Stack
+    volume: Volume = field(repr=False)
+    headers: tuple[Dataset, ...] = field(repr=False)
+    paths: tuple[Path, ...] = field(repr=False)
+    stack: Stack = field(repr=False)
     warnings: tuple[str, ...] = ()
 
     @property
@@ -59,6 +60,7 @@ class DicomSeries:
         return str(self.headers[0].get("PhotometricInterpretation")) == "MONOCHROME1"
 
 
+@quiet()
 def read_series(
     source: PathLike | Iterable[PathLike],
     series: int | str | None = None,
@@ -90,7 +92,7 @@ def read_series(
     geometry = geometry_of(stack, (voxels.shape[1], voxels.shape[2]))
     volume = Volume(voxels, geometry, modality=_modality(headers[0]), name=_name(headers[0]))
     copies = len(found.paths) - len(files.paths)
-    return DicomSeries(volume, headers, paths, stack, (*_copies_said(copies), *_unusual(stack)))
+    return DicomSeries(volume, headers, paths, stack, (*_unusual_files(headers, copies), *_unusual(stack)))
 
 
 def _without_copies(found: FoundSeries) -> FoundSeries:
@@ -124,10 +126,13 @@ def _name(header: Dataset) -> str:
     return f"{_modality(header) or 'DICOM'} series {header.get('SeriesNumber') or ''}".strip()
 
 
-def _copies_said(copies: int) -> Sequence[str]:
-    return (
-        [f"{copies} files were copies of other files in the folder and were passed over."] if copies else []
-    )
+def _unusual_files(headers: Sequence[Dataset], copies: int) -> list[str]:
+    said: list[str] = []
+    if copies:
+        said.append(f"{copies} files were copies of other files in the folder and were passed over.")
+    if any(header.get("PhotometricInterpretation") == "MONOCHROME1" for header in headers):
+        said.append("The pictures are meant to be shown inverted (MONOCHROME1); their values are kept.")
+    return said
 
 
 def _unusual(stack: Stack) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 from pydicom.uid import CTImageStorage, generate_uid
-from pydicom.valuerep import PersonName
+from pydicom.valuerep import DA, TM, PersonName
 
 from .series import DicomSeries
 from .slices import SliceSource
@@ -102,7 +102,7 @@ def _common_header(series: DicomSeries) -> Dataset:
     first = series.headers[0]
     common = Dataset()
     for keyword in _COPIED:
-        if first.get(keyword) not in (None, "", []):
+        if first.get(keyword) not in (None, "", []) and _is_sound(keyword, first[keyword].value):
             setattr(common, keyword, _as_text(first[keyword].value))
     for keyword in _MAY_BE_EMPTY:
         if keyword not in common:
@@ -152,6 +152,17 @@ def _number_text(value: float) -> str:
         if len(text) <= 16:
             return text
     return "0"
+
+
+def _is_sound(keyword: str, value: Any) -> bool:
+    """Whether a date or time can be read as one; archives hold many like 19600000, which no writer takes."""
+    kind = {"Date": DA, "Time": TM}.get(keyword[-4:])
+    if kind is None:
+        return True
+    try:
+        return kind(str(value)) is not None
+    except ValueError:
+        return False
 
 
 def _as_text(value: Any) -> Any:
