@@ -13,6 +13,7 @@ import atexit
 import os
 import shutil
 import tempfile
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -93,11 +94,9 @@ class Headless:
             VolumeError: No such file, or not an image that Slicer reads.
         """
         file = Path(path)
-        node = (
-            self.logic("Volumes").AddArchetypeVolume(str(file), file.name.split(".")[0])
-            if file.is_file()
-            else None
-        )
+        node = None
+        if _is_readable(file):
+            node = self.logic("Volumes").AddArchetypeVolume(str(file), file.name.split(".")[0])
         if node is None or node.GetImageData() is None:
             raise VolumeError(
                 f"An image file was wanted, but '{file.name}' cannot be read as one. "
@@ -127,8 +126,9 @@ class Headless:
         """Write the whole scene with its data as one file (.mrb).
 
         Raises:
-            VolumeError: Slicer could not write it; nothing is left behind.
+            VolumeError: Another ending, or Slicer could not write it; nothing is left behind.
         """
+        _require_ending(path, ".mrb")
         with atomic_path(path) as temporary:
             if not self.scene.WriteToMRB(str(temporary)) or not temporary.is_file():
                 raise _not_written(path)
@@ -139,7 +139,7 @@ class Headless:
         Raises:
             VolumeError: No such file, or not a scene.
         """
-        if not Path(path).is_file() or not self.scene.ReadFromMRB(str(path), True):
+        if not zipfile.is_zipfile(path) or not self.scene.ReadFromMRB(str(path), True):
             raise VolumeError(
                 f"A scene file (.mrb) was wanted, but '{Path(path).name}' cannot be read as one. "
                 "Choose another file."
@@ -150,8 +150,9 @@ class Headless:
         """Write a segmentation with its segments' names, colours and terminology (.seg.nrrd).
 
         Raises:
-            VolumeError: Slicer could not write it; nothing is left behind.
+            VolumeError: Another ending, or Slicer could not write it; nothing is left behind.
         """
+        _require_ending(path, ".nrrd")
         with atomic_path(path) as temporary:
             storage = self.scene.CreateNodeByClass("vtkMRMLSegmentationStorageNode")
             storage.SetFileName(str(temporary))
@@ -167,11 +168,10 @@ class Headless:
             VolumeError: No such file, or not a segmentation.
         """
         file = Path(path)
-        node = (
-            self.logic("Segmentations").LoadSegmentationFromFile(str(file), True, file.name.split(".")[0])
-            if file.is_file()
-            else None
-        )
+        node = None
+        if _is_readable(file):
+            logic = self.logic("Segmentations")
+            node = logic.LoadSegmentationFromFile(str(file), True, file.name.split(".")[0])
         if node is None:
             raise VolumeError(
                 f"A segmentation file was wanted, but '{file.name}' cannot be read as one. "
@@ -242,8 +242,26 @@ def _image_of(volume: Volume) -> Any:
     return image
 
 
+def _is_readable(file: Path) -> bool:
+    """Read an image outside Slicer first: its segmentation reader ends the process on a damaged file."""
+    import SimpleITK
+
+    try:
+        SimpleITK.ReadImage(str(file))
+    except RuntimeError:
+        return False
+    return True
+
+
+def _require_ending(path: str | os.PathLike[str], ending: str) -> None:
+    if not str(path).endswith(ending):
+        raise VolumeError(
+            f"A file name that ends in {ending} was wanted, but '{Path(path).name}' came. Change its ending."
+        )
+
+
 def _not_written(path: str | os.PathLike[str]) -> VolumeError:
     return VolumeError(
         f"'{Path(path).name}' was to be written, but Slicer could not write it. "
-        "Check the file's ending, the free space and your right to write there."
+        "Check the free space and your right to write there."
     )
