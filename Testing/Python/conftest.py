@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 PROJECT = Path(__file__).resolve().parents[2]
 REAL_DATA = Path(os.environ.get("SAMADAPT_DATA") or PROJECT.parent / "shared" / "data")
@@ -33,6 +34,10 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_O
     os.environ.setdefault(_name, str(min(2, os.cpu_count() or 1)))
 os.environ["MPLBACKEND"] = "Agg"
 os.environ.pop("SAMADAPT_MODELS", None)
+
+# The same examples in every run, however slow the machine is.
+settings.register_profile("samadapt", deadline=None, derandomize=True)
+settings.load_profile("samadapt")
 
 
 class NetworkRefusedError(RuntimeError):
