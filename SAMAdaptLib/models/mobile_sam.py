@@ -1,7 +1,7 @@
 """MobileSAM and LiteMedSAM: TinyViT under SAM's prompt encoder and mask decoder.
 
 Papers: Zhang et al., "Faster Segment Anything", 2023 (https://arxiv.org/abs/2306.14289);
-Ma et al., "Segment anything in medical images", Nature Communications 2024 (LiteMedSAM is its laptop variant).
+Ma et al., "Segment anything in medical images", Nature Communications 2024 (LiteMedSAM: its small variant).
 """
 
 from __future__ import annotations

@@ -62,7 +62,8 @@ class ConvNorm(nn.Module):
         self.c = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
         self.bn: nn.Module = nn.BatchNorm2d(outputs)
 
-    def forward(self, x: Tensor) -> Tensor:  # B,Ci,H,W -> B,Co,H/s,W/s
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve and normalise (B, Ci, H, W) to (B, Co, H/s, W/s)."""
         result: Tensor = self.bn(self.c(x))
         return result
 
@@ -90,7 +91,8 @@ class PatchEmbed(nn.Module):
             ConvNorm(3, width // 2, kernel, stride), nn.GELU(), ConvNorm(width // 2, width, kernel, stride)
         )
 
-    def forward(self, x: Tensor) -> Tensor:  # B,3,H,W -> B,C,H/4,W/4 (or H,W)
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, 3, H, W) to (B, C, H/4, W/4), or (B, C, H, W) if pointwise."""
         result: Tensor = self.seq(x)
         return result
 
@@ -104,7 +106,8 @@ class InvertedBottleneck(nn.Module):
         self.conv2 = ConvNorm(4 * width, 4 * width, 3, groups=4 * width)
         self.conv3 = ConvNorm(4 * width, width, 1)
 
-    def forward(self, x: Tensor) -> Tensor:  # B,C,H,W
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix (B, C, H, W)."""
         y = F.gelu(self.conv2(F.gelu(self.conv1(x))))
         return F.gelu(x + self.conv3(y))
 
@@ -118,7 +121,8 @@ class PatchMerging(nn.Module):
         self.conv2 = ConvNorm(outputs, outputs, 3, stride, groups=outputs)
         self.conv3 = ConvNorm(outputs, outputs, 1)
 
-    def forward(self, x: Tensor) -> Tensor:  # B,Ci,H,W -> B,Co,H/s,W/s
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, Ci, H, W) to (B, Co, H/s, W/s)."""
         result: Tensor = self.conv3(F.gelu(self.conv2(F.gelu(self.conv1(x)))))
         return result
 
@@ -143,7 +147,8 @@ class WindowAttention(nn.Module):
         self.register_buffer("offsets", window_offsets(side), persistent=False)
         self._gathered: tuple[tuple[int, int], Tensor] | None = None
 
-    def forward(self, x: Tensor) -> Tensor:  # W,N,C with N = side²
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend inside windows (W, side², C)."""
         windows, cells, width = x.shape
         qkv = self.qkv(self.norm(x)).reshape(windows, cells, self.heads, -1)  # each head holds q, k, v
         q, k, v = qkv.transpose(1, 2).chunk(3, dim=-1)  # W,heads,N,d
@@ -171,7 +176,8 @@ class Mlp(nn.Module):
         self.fc1 = nn.Linear(width, 4 * width)
         self.fc2 = nn.Linear(4 * width, width)
 
-    def forward(self, x: Tensor) -> Tensor:  # ...,C
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., C) to (..., C)."""
         result: Tensor = self.fc2(F.gelu(self.fc1(self.norm(x))))
         return result
 
@@ -202,7 +208,8 @@ class AttentionBlock(nn.Module):
         self.local_conv = ConvNorm(width, width, 3, groups=width)
         self.mlp = Mlp(width)
 
-    def forward(self, x: Tensor) -> Tensor:  # B,C,H,W
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend and mix (B, C, H, W)."""
         height, width = x.shape[-2:]
         x = x.permute(0, 2, 3, 1)  # B,H,W,C
         x = x + join_windows(self.attn(split_windows(x, self.side)), self.side, height, width)
@@ -218,7 +225,8 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.downsample = downsample
 
-    def forward(self, x: Tensor) -> Tensor:  # B,C,H,W
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the blocks on (B, C, H, W), then the way down."""
         for block in self.blocks:
             x = block(x)
         return x if self.downsample is None else self.downsample(x)
@@ -256,6 +264,7 @@ class TinyViT(nn.Module):
         return result
 
     def forward(self, x: Tensor) -> Tensor:
+        """Encode (B, 3, H, W) as (B, 256, H/16, W/16)."""
         return self.upper(self.lower(x))
 
     def fold_batch_norms(self) -> TinyViT:
