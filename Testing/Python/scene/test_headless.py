@@ -1,4 +1,4 @@
-"""The scene without windows: files in and out, one process-wide start, and what Slicer's own Python sees of it."""
+"""The scene without windows: files in and out, one start per process, and what Slicer's own Python sees."""
 
 from __future__ import annotations
 

@@ -241,7 +241,7 @@ def test_points_under_a_warp_are_read_where_they_are_seen(scene: Any) -> None:
     for corner in np.ndindex(2, 2, 2):
         position = 50.0 * np.array(corner)
         source.InsertNextPoint(*position)
-        target.InsertNextPoint(*(position + [3.0 * corner[0] * corner[1], 0, 1]))
+        target.InsertNextPoint(*np.add(position, [3.0 * corner[0] * corner[1], 0, 1]))
     spline.SetSourceLandmarks(source)
     spline.SetTargetLandmarks(target)
     spline.SetBasisToR()
