@@ -162,14 +162,13 @@ class SamSlicePredictor:
         shape_yx = embedding.picture_shape_yx
         mask = self._mask_input(prompts, previous, shape_yx)
         sparse, dense = self._prompt_encoder(*self._geometric(prompts, shape_yx), masks=mask)
-        one_click = len(prompts.labels) == 1 and prompts.box_xyxy is None and mask is None
         with out_of_memory_as_error("Segmenting a slice"):
             low_res, scores = self._mask_decoder(
                 embedding.features,
                 self._prompt_encoder.dense_pe(),
                 sparse,
                 dense,
-                THREE_MASKS if one_click else SINGLE_MASK,
+                self._candidates(prompts, mask),
             )
         best = int(scores[0].argmax())
         low_res = low_res[:, best : best + 1]
@@ -177,6 +176,11 @@ class SamSlicePredictor:
         return SlicePrediction(
             logits[0, 0].float().cpu().numpy(), float(scores[0, best]), low_res[0].float().cpu().numpy()
         )
+
+    def _candidates(self, prompts: PixelPrompts, mask: Tensor | None) -> slice:
+        """Masks of the decoder from which the best scored is taken."""
+        one_click = len(prompts.labels) == 1 and prompts.box_xyxy is None and mask is None
+        return THREE_MASKS if one_click else SINGLE_MASK
 
     def _check(self, prompts: PixelPrompts) -> None:
         taken = self.card.prompts

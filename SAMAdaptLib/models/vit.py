@@ -140,10 +140,12 @@ class MLPBlock(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, with two places where an adapter may stand.
+    """Attention and MLP, with three places where an adapter may stand.
 
-    `before_attention` and `after_attention` take and give (B, H, W, C), residual included. The third place of
-    the published adapters, an increment of queries and values, is `attn.qkv` itself: see `add_to_qkv`.
+    `before_attention` and `after_attention` take and give (B, H, W, C), residual included. `beside_mlp` takes
+    what the MLP takes, (B, H, W, C) after the second normalisation, and is added to what the MLP gives. The
+    fourth place of the published adapters, an increment of queries and values, is `attn.qkv` itself: see
+    `add_to_qkv`.
     """
 
     def __init__(self, shape: ViTShape, index: int) -> None:
@@ -156,14 +158,16 @@ class Block(nn.Module):
         self.after_attention: nn.Module = nn.Identity()
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = MLPBlock(width, int(width * shape.mlp_ratio))
+        self.beside_mlp: nn.Module | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""
         x = self.before_attention(x)
         x = x + self.attn(self.norm1(x))
         x = self.after_attention(x)
-        y: Tensor = x + self.mlp(self.norm2(x))
-        return y
+        normed = self.norm2(x)
+        y: Tensor = x + self.mlp(normed)
+        return y if self.beside_mlp is None else y + self.beside_mlp(normed)
 
 
 class PatchEmbed(nn.Module):
