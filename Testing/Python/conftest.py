@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,18 +92,14 @@ def pytest_unconfigure() -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say which tests on real data did not run; silence would read as success."""
-    skipped = [
-        report.nodeid
-        for report in terminalreporter.stats.get("skipped", [])
-        if NO_REAL_DATA in str(report.longrepr)
-    ]
-    if skipped:
+    reports = terminalreporter.stats.get("skipped", [])
+    files = Counter(report.fspath for report in reports if NO_REAL_DATA in str(report.longrepr))
+    if files:
+        where = ", ".join(f"{count} in {file}" for file, count in sorted(files.items()))
         terminalreporter.section("tests on real data that did not run")
         terminalreporter.line(
-            f"No folder {REAL_DATA}; set SAMADAPT_DATA to the folder that holds eval/ and dicom/."
+            f"{where}: no folder {REAL_DATA}; set SAMADAPT_DATA to the one with eval/, dicom/."
         )
-        for nodeid in skipped:
-            terminalreporter.line(f"  {nodeid}")
 
 
 @pytest.fixture(scope="session")
