@@ -128,12 +128,10 @@ def renew_old_pip(wheels: Path | None) -> None:
 
 
 def has_nvidia_driver() -> bool:
-    """Tell whether this machine has a working NVIDIA driver."""
-    if Path("/proc/driver/nvidia/version").exists():
-        return True
+    """Tell whether this machine has an NVIDIA driver and a card that it sees."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
-        return False
+        return Path("/proc/driver/nvidia/version").exists()
     listing = ask([tool, "-L"])
     return listing.returncode == 0 and "GPU" in listing.stdout
 

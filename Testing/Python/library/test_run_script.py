@@ -119,6 +119,23 @@ def test_cuda_is_seen_in_what_pytorch_asks_for(requires: list[str], cuda: bool) 
     assert setup_environment.wants_cuda(report(requires)) is cuda
 
 
+@pytest.mark.parametrize(
+    ("status", "said", "there"),
+    [
+        (0, "GPU 0: NVIDIA RTX (UUID: GPU-1)", True),
+        (9, "couldn't communicate with the driver", False),
+        (0, "", False),
+    ],
+)
+def test_a_driver_counts_only_when_it_sees_a_card(
+    monkeypatch: pytest.MonkeyPatch, status: int, said: str, there: bool
+) -> None:
+    answer = subprocess.CompletedProcess(["nvidia-smi"], status, said, "")
+    monkeypatch.setattr(setup_environment.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(setup_environment, "ask", lambda command: answer)
+    assert setup_environment.has_nvidia_driver() is there
+
+
 class Machine:
     """Stands in for pip and venv: tells which environments were made, in order, and offers PyTorch builds."""
 
