@@ -30,9 +30,10 @@ Report = Callable[[str], None]
 
 @dataclass
 class Progress:
-    """What a checkpoint holds besides the weights."""
+    """What a checkpoint holds besides the weights; `recent` are the losses, smoothed over 20 steps."""
 
     step: int = 0
+    recent: dict[str, float] = field(default_factory=dict)
     log: list[dict[str, float]] = field(default_factory=list)
     best: float = 0.0
 
@@ -89,7 +90,7 @@ class Trainer:
     def train(self) -> None:
         """Run all steps that are left, validating and saving on the way."""
         self._resume()
-        recent: dict[str, float] = {}
+        recent = self.progress.recent
         while self.progress.step < self.config.steps:
             parts = self._step(self.progress.step)
             self.progress.step += 1
