@@ -19,8 +19,8 @@ from slicer.ScriptedLoadableModule import (
     ScriptedLoadableModuleTest,
 )
 
-# An installed extension has SAMAdaptLib beside this file. In the source tree it lies one folder up, and Slicer
-# puts only this folder on the path.
+# An installed extension has SAMAdaptLib beside this file. In the source tree it lies one folder up, and
+# Slicer puts only this folder on the path.
 if importlib.util.find_spec("SAMAdaptLib") is None:
     sys.path.append(str(Path(__file__).resolve().parents[1]))
 
@@ -39,8 +39,9 @@ class SAMAdapt(ScriptedLoadableModule):
         parent.dependencies = ["Segmentations", "Markups"]
         parent.contributors = ["The SAMAdapt authors"]
         parent.helpText = _(
-            "Segments organs and lesions in CT, MR and ultrasound volumes from a few clicks or boxes, with adapted "
-            "Segment Anything models that run on this computer. For research use; not a medical device."
+            "Segments organs and lesions in CT, MR and ultrasound volumes from a few clicks or boxes, with "
+            "adapted Segment Anything models that run on this computer. For research use; "
+            "not a medical device."
         )
         parent.acknowledgementText = _("Built on the published work that each model names on its card.")
         parent.hidden = True  # it has no panel yet
@@ -89,7 +90,7 @@ class SAMAdaptTest(ScriptedLoadableModuleTest):
         self.test_box_becomes_a_segment()
 
     def test_box_becomes_a_segment(self) -> None:
-        """A region of interest on a volume, propagated by a model that fills its box, fills the same voxels."""
+        """A model that fills its box fills the voxels of a region of interest, slice by slice."""
         import numpy as np
         import slicer
         from vtk.util.numpy_support import numpy_to_vtk
@@ -116,7 +117,7 @@ class SAMAdaptTest(ScriptedLoadableModuleTest):
         logic.segment(volume_node, nodes, segmentation_node, segment_id, slices=range(1, 5))
         expected = np.zeros(shape, dtype=bool)
         expected[1:5, 4:13, 5:16] = True
-        self.assertTrue(np.array_equal(read_mask(segmentation_node, segment_id, volume_node), expected))
+        assert np.array_equal(read_mask(segmentation_node, segment_id, volume_node), expected)
 
 
 class _BoxFiller:

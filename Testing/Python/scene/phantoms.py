@@ -69,13 +69,13 @@ def voxel_centres_ras(shape_kji: tuple[int, int, int], ijk_to_ras: Array) -> Arr
 
 
 def inside_ellipsoid(points_ras: Array, centre_ras: Array, axes_ras: Array) -> NDArray[np.bool_]:
-    """Columns of `axes_ras` are the half axes; a point is inside where its coordinates in them have norm <= 1."""
+    """Columns of `axes_ras` are the half axes: inside are coordinates in them of norm at most 1."""
     local = (points_ras - centre_ras) @ np.linalg.inv(axes_ras).T
     return np.sum(local**2, axis=-1) <= 1.0
 
 
 def ellipsoid(shape_kji: tuple[int, int, int], ijk_to_ras: Array) -> tuple[Array, Array, NDArray[np.bool_]]:
-    """An off-centre ellipsoid that fits the grid: centre, half axes (columns), and its voxels (K, J, I)."""
+    """An ellipsoid off the middle of the grid: centre, half axes (columns), voxels (K, J, I)."""
     sizes = np.asarray(shape_kji[::-1], dtype=np.float64)
     centre = apply(ijk_to_ras, (sizes - 1) * np.array([0.55, 0.45, 0.5]))
     axes = ijk_to_ras[:3, :3] @ rotation(20, 10, 0) @ np.diag(sizes * np.array([0.36, 0.3, 0.33]))

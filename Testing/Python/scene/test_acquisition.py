@@ -36,7 +36,7 @@ SERIES: dict[str, tuple[Array, Array]] = {
 
 
 def displacement(node: Any, grid_affine: Array, shape_kji: tuple[int, int, int], shifts: Array) -> None:
-    """Give a grid transform node one vector per corner of each slice, corners one pixel past the last centre."""
+    """Give a grid transform node one vector per slice corner, a pixel past the last centre."""
     slices, rows, columns = shape_kji
     spacing = np.linalg.norm(grid_affine[:3, :3], axis=0)
     image = vtk.vtkImageData()
