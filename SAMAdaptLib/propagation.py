@@ -62,10 +62,15 @@ class SliceBySlice:
         self._rounds: dict[int, list[tuple[PixelPrompts, SlicePrediction]]] = {}
 
     def set_volume(self, volume: Volume, axis: Axis, window: IntensityWindow) -> None:
-        """Take a volume, the axis across its slices and the window that the network sees."""
-        self._view = _View(volume, axis, window)
+        """Take a volume, the axis across its slices and the window that the network sees.
+
+        Embeddings are kept when nothing changed, so that the next object costs decodings only.
+        """
+        view = _View(volume, axis, window)
+        if self._view is None or not self._view.shows_the_same(view):
+            self.embeddings.clear()
+        self._view = view
         self._rounds.clear()
-        self.embeddings.clear()
 
     def predict(self, prompts: Prompts, slices: range | None = None) -> Iterator[SliceMask]:
         """Segment the prompted slices, then, if `slices` is given, propagate from them over it.
@@ -197,6 +202,9 @@ class _View:
     volume: Volume
     axis: Axis
     window: IntensityWindow
+
+    def shows_the_same(self, other: _View) -> bool:
+        return self.volume is other.volume and (self.axis, self.window) == (other.axis, other.window)
 
     def picture(self, index: int) -> NDArray[np.uint8]:
         plane = self.volume.geometry.plane(self.axis, index)

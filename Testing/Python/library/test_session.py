@@ -283,3 +283,14 @@ def test_the_window_is_what_the_network_sees() -> None:
 def test_a_predictor_without_volume_says_so() -> None:
     with pytest.raises(VolumeError, match="must be set"):
         next(SliceBySlice(BrightObjects()).predict(Prompts()))
+
+
+def test_the_next_object_of_a_volume_finds_its_slices_encoded() -> None:
+    volume, _ = ball_volume()
+    network = BrightObjects()
+    predictor = SliceBySlice(network)
+    for x in (15, 19):
+        Session(volume, predictor, "K").add(Point((x, 14, 4)))
+    assert (network.encoded, network.decoded) == (1, 2)
+    Session(volume, predictor, "K", IntensityWindow(0, 300)).add(Point((15, 14, 4)))
+    assert network.encoded == 2
