@@ -216,10 +216,7 @@ def read_stamp() -> dict[str, str]:
 def is_healthy() -> bool:
     """Tell whether the environment's Python starts and finds the main packages."""
     try:
-        command = [str(ENVIRONMENT_PYTHON), "-c", HEALTHY]
-        return (
-            subprocess.run(command, capture_output=True, env=clean_variables(), check=False).returncode == 0
-        )
+        return ask([str(ENVIRONMENT_PYTHON), "-c", HEALTHY]).returncode == 0
     except OSError:
         return False
 
@@ -242,11 +239,11 @@ def only_one() -> Iterator[None]:
         yield
 
 
-def what_to_do(stamp: dict[str, str], wanted: dict[str, str], healthy: bool) -> str:
+def what_to_do(stamp: dict[str, str], wanted: dict[str, str]) -> str:
     """Return "keep" for an environment that fits, "update" for an older one, "make" where none works."""
     same_place = stamp.get("folder") == wanted["folder"]  # an environment that was moved does not start
     same_python = not wanted["python"] or stamp.get("python") == wanted["python"]
-    if not (healthy and same_place and same_python):
+    if not (same_place and same_python and is_healthy()):
         return "make"
     parts = ("pyproject", "extras")
     return "keep" if all(stamp.get(part) == wanted[part] for part in parts) else "update"
@@ -263,20 +260,21 @@ def ensure_environment(python: str | None, wheels: Path | None) -> None:
         SetupError: No suitable Python, or pip failed.
     """
     wanted = wanted_stamp(python)
+    if what_to_do(read_stamp(), wanted) == "keep":  # needs no lock, so that a read-only project works too
+        return
     with only_one():
         stamp = read_stamp()
-        action = what_to_do(stamp, wanted, bool(stamp) and is_healthy())
-        if action == "keep":
-            return
-        if action == "update":
-            wanted["python"] = stamp["python"]
-            STAMP.unlink()
-            print("Bringing the environment .venv up to date with pyproject.toml")
-        else:
+        action = what_to_do(stamp, wanted)  # asked again: another run may just have made it
+        if action == "make":
             print("Making the environment .venv (once; some minutes, about 3 GB)", flush=True)
             torch = choose_torch(find_interpreters(python), wheels)
             with step("Installing PyTorch"):
                 pip(torch, wheels)
-        with step("Installing SAMAdapt and what it needs"):
-            pip(["--editable", f".[{EXTRAS}]"], wheels)
-        STAMP.write_text(json.dumps(wanted), encoding="utf-8")
+        elif action == "update":
+            print("Bringing the environment .venv up to date with pyproject.toml", flush=True)
+            wanted["python"] = stamp["python"]
+            STAMP.unlink()
+        if action != "keep":
+            with step("Installing SAMAdapt and what it needs"):
+                pip(["--editable", f".[{EXTRAS}]"], wheels)
+            STAMP.write_text(json.dumps(wanted), encoding="utf-8")

@@ -232,21 +232,36 @@ def test_a_folder_of_wheels_never_leads_to_another_index(
     ],
 )
 def test_the_environment_is_kept_updated_or_made(
-    change: dict[str, str], healthy: bool, python: str | None, action: str
+    monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, str],
+    healthy: bool,
+    python: str | None,
+    action: str,
 ) -> None:
+    monkeypatch.setattr(setup_environment, "is_healthy", lambda: healthy)
     stamp = {**setup_environment.wanted_stamp(None), **change}
-    assert setup_environment.what_to_do(stamp, setup_environment.wanted_stamp(python), healthy) == action
+    assert setup_environment.what_to_do(stamp, setup_environment.wanted_stamp(python)) == action
 
 
 def test_a_half_made_environment_is_made_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     stamp = tmp_path / "samadapt.json"
     monkeypatch.setattr(setup_environment, "STAMP", stamp)
+    monkeypatch.setattr(setup_environment, "is_healthy", lambda: True)
     wanted = setup_environment.wanted_stamp(None)
     for text in ("", '{"pyproject": ', "[]"):
         stamp.write_text(text)
-        assert setup_environment.what_to_do(setup_environment.read_stamp(), wanted, healthy=True) == "make"
+        assert setup_environment.what_to_do(setup_environment.read_stamp(), wanted) == "make"
     stamp.write_text(json.dumps(wanted))
-    assert setup_environment.read_stamp() == wanted
+    assert setup_environment.what_to_do(setup_environment.read_stamp(), wanted) == "keep"
+
+
+def test_an_environment_that_fits_is_not_touched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "samadapt.json").write_text(json.dumps(setup_environment.wanted_stamp(None)))
+    monkeypatch.setattr(setup_environment, "STAMP", tmp_path / "samadapt.json")
+    monkeypatch.setattr(setup_environment, "is_healthy", lambda: True)
+    for forbidden in ("only_one", "make_environment", "pip"):
+        monkeypatch.delattr(setup_environment, forbidden)
+    setup_environment.ensure_environment(None, None)
 
 
 def test_two_runs_never_make_it_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
