@@ -153,7 +153,10 @@ def main(arguments: Sequence[str]) -> int:
     if request.command is None:
         print(__doc__)
         return 0 if {"-h", "--help"} & set(request.rest) else 2
-    return {"demo": demo, "test": test}.get(request.command, lambda words: 0)(request.rest)
+    if request.command == "setup":
+        print("The environment .venv is ready.")
+        return 0
+    return (demo if request.command == "demo" else test)(request.rest)
 
 
 if __name__ == "__main__":
