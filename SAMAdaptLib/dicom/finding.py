@@ -14,12 +14,17 @@ from pydicom.errors import InvalidDicomError
 
 from SAMAdaptLib.errors import DicomError
 
-from .quiet import quiet
+from .guards import DAMAGE, quiet, told_as
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
 _NOT_PICTURES = frozenset({"SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "SR", "PR", "KO", "REG", "FID", "DOC"})
 """Modalities whose objects are no pictures of the patient, although some of them carry pixels."""
+
+DAMAGED_HEADER = (
+    "A readable DICOM series was wanted, but the header of a file is damaged or breaks the format. "
+    "Copy the series again from the archive."
+)
 
 _DICOM_SUFFIXES = frozenset({".dcm", ".ima", ".dicom"})
 
@@ -53,12 +58,13 @@ class FoundSeries:
     @property
     def description(self) -> str:
         """What a person needs to tell series apart, without anything about the patient."""
-        number = self.headers[0].get("SeriesNumber")
-        named = "no series number" if number in (None, "") else f"series number {number}"
+        number = series_number(self.headers[0])
+        named = "no series number" if number is None else f"series number {number}"
         return f"{self.modality}, {self.image_count} images, {named}"
 
 
 @quiet()
+@told_as(DAMAGED_HEADER)
 def find_series(source: PathLike | Iterable[PathLike]) -> list[FoundSeries]:
     """Find the image series in a folder (with its subfolders), one file or a list of files.
 
@@ -93,7 +99,7 @@ def find_series(source: PathLike | Iterable[PathLike]) -> list[FoundSeries]:
         FoundSeries(uid, tuple(path for path, _ in files), tuple(header for _, header in files))
         for uid, files in members.items()
     ]
-    return sorted(found, key=lambda one: (_as_int(one.headers[0].get("SeriesNumber")), one.uid))
+    return sorted(found, key=lambda one: (series_number(one.headers[0]) or 0, one.uid))
 
 
 def choose_series(found: list[FoundSeries], series: int | str | None) -> FoundSeries:
@@ -145,7 +151,7 @@ def _read_header(path: Path, which: str) -> FileDataset | None:
     except InvalidDicomError:
         if path.suffix.lower() not in _DICOM_SUFFIXES:
             return None
-    except (OSError, EOFError, ValueError, KeyError, AttributeError, NotImplementedError, TypeError):
+    except DAMAGE:
         pass
     raise DicomError(
         f"A DICOM file was wanted, but {which} cannot be read (damaged, cut short or protected). "
@@ -181,8 +187,9 @@ def _nothing_found(count: int, others: set[str]) -> str:
     )
 
 
-def _as_int(value: object) -> int:
+def series_number(header: Dataset) -> int | None:
+    """Return SeriesNumber, None where it is absent or no number."""
     try:
-        return int(str(value))
+        return int(str(header.get("SeriesNumber")))
     except ValueError:
-        return 0
+        return None

@@ -40,14 +40,12 @@ def is_label_map(masks: Masks) -> bool:
 
 
 def values_in(labels: NDArray[Any]) -> dict[int, int]:
-    """Count the voxels of every label but 0; slice by slice, since whole volumes would be cast to 64 bits."""
-    counts: dict[int, int] = {}
+    """Count the voxels of every label but 0; slice by slice, since counting casts to 64 bits."""
+    counts = np.zeros(int(labels.max(initial=0)) + 1, dtype=np.int64)
     for picture in labels:
-        values, numbers = np.unique(picture, return_counts=True)
-        for value, number in zip(values.tolist(), numbers.tolist(), strict=True):
-            if value:
-                counts[int(value)] = counts.get(int(value), 0) + int(number)
-    return counts
+        found = np.bincount(picture.reshape(-1).astype(np.intp, copy=False))
+        counts[: len(found)] += found
+    return {int(value): int(counts[value]) for value in np.flatnonzero(counts) if value}
 
 
 def moved_to_grid(mask: NDArray[Any], geometry: Geometry, wanted: Geometry) -> NDArray[Any]:

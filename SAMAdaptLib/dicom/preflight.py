@@ -16,9 +16,10 @@ from pydicom.uid import UID
 
 from SAMAdaptLib.geometry import Geometry
 
+from .finding import DAMAGED_HEADER
 from .geometry import tilt_degrees
 from .grids import Masks, overlap_in, same_voxels, values_in
-from .quiet import quiet
+from .guards import quiet, told_as
 from .segments import Segment
 from .series import DicomSeries
 
@@ -46,6 +47,7 @@ class Finding:
 
 
 @quiet()
+@told_as(DAMAGED_HEADER)
 def preflight(
     masks: Masks,
     segments: Sequence[Segment],
@@ -53,6 +55,7 @@ def preflight(
     *,
     geometry: Geometry | None = None,
     path: str | os.PathLike[str] | None = None,
+    series_description: str | None = None,
 ) -> list[Finding]:
     """List everything that stands against writing `masks` as a DICOM-SEG, errors first.
 
@@ -62,6 +65,7 @@ def preflight(
         series: The images that the segmentation belongs to.
         geometry: Grid of the masks; None means the grid of the series.
         path: Where the file would go.
+        series_description: What the new series would be called.
     """
     grid = geometry or series.volume.geometry
     findings = [*_of_series(series), *_of_segments(segments)]
@@ -72,6 +76,14 @@ def preflight(
     findings += _of_grid(grid, series)
     if path is not None:
         findings += _of_target(Path(path))
+    if series_description is not None and not _is_text(series_description, 64):
+        findings.append(
+            Finding(
+                "error",
+                "The series description must have 1 to 64 characters without backslash or controls.",
+                "Shorten it.",
+            )
+        )
     return sorted(findings, key=lambda finding: finding.severity != "error")
 
 

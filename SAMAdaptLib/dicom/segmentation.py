@@ -21,14 +21,19 @@ from SAMAdaptLib.errors import DicomError
 from SAMAdaptLib.files import atomic_path
 from SAMAdaptLib.geometry import Geometry
 
+from .finding import series_number
 from .grids import Masks, NumberedMasks, moved_to_grid, numbered
+from .guards import quiet, told_as
 from .preflight import Finding, preflight
-from .quiet import quiet
 from .segments import Segment, segment_item
 from .series import DicomSeries
 from .source_headers import CHARACTER_SET, restore_references, slice_headers
 
 MANUFACTURER = "SAMAdapt"
+_UNFIT_HEADER = (
+    "The segmentation was not written: the headers of the series hold values that it cannot take over. "
+    "Use the original series from the archive."
+)
 _SERIES_NUMBER_OFFSET = 100  # the convention of Slicer's exporter
 _LARGEST_SERIES_NUMBER = 2**31 - 1
 
@@ -87,14 +92,16 @@ def write_segmentation(
         segments: What the segments are; those without voxels are left out and named in the result.
         series: The images, as `read_series` gave them.
         geometry: Grid of the masks where it is not that of the series; they are then moved there.
-        series_description: At most 64 characters; Slicer names the loaded segmentation after it.
+        series_description: 1 to 64 characters; Slicer names the loaded segmentation after it.
         content_creator_name: `Family^Given`; left empty unless asked for, since it names a person.
 
     Raises:
         DicomError: The pre-flight found errors (all are named), or the file could not be written.
     """
     target = Path(path)
-    findings = preflight(masks, segments, series, geometry=geometry, path=target)
+    findings = preflight(
+        masks, segments, series, geometry=geometry, path=target, series_description=series_description
+    )
     errors = [str(finding) for finding in findings if finding.severity == "error"]
     if errors:
         raise DicomError(f"The segmentation was not written. {' '.join(errors)}")
@@ -104,7 +111,8 @@ def write_segmentation(
             "A segmentation on the slices of the series was wanted, but no voxel of it lies there. "
             "Check that the mask belongs to this series."
         )
-    dataset = _build(content, series, series_description, content_creator_name)
+    with told_as(_UNFIT_HEADER):
+        dataset = _build(content, series, series_description, content_creator_name)
     _save(dataset, target)
     return _result(target, dataset, content, findings)
 
@@ -141,7 +149,7 @@ def _build(
         content_description="Segmentation",
         content_creator_name=creator,
         transfer_syntax_uid=ExplicitVRLittleEndian,
-        series_description=description[:64],
+        series_description=description,
     )
     restore_references(dataset, series, headers)
     dataset.SpecificCharacterSet = CHARACTER_SET
@@ -152,7 +160,7 @@ def _build(
 
 
 def _series_number(series: DicomSeries) -> int:
-    number = int(series.headers[0].get("SeriesNumber") or 0) + _SERIES_NUMBER_OFFSET
+    number = (series_number(series.headers[0]) or 0) + _SERIES_NUMBER_OFFSET
     return min(max(number, 1), _LARGEST_SERIES_NUMBER)
 
 

@@ -18,7 +18,7 @@ from pydicom.dataset import Dataset
 
 from SAMAdaptLib.errors import DicomError
 
-from .quiet import quiet
+from .guards import quiet, told_as
 from .segments import Segment, segment_from_item
 from .series import DicomSeries
 
@@ -27,6 +27,7 @@ _SAME_DIRECTION = 1e-3
 _LABELMAP_CLASS = "1.2.840.10008.5.1.4.1.1.66.7"
 
 Picture = NDArray[np.bool_]
+Packed = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,27 +37,27 @@ class ReadSegmentation:
     Attributes:
         segments: As described in the file; `label_value` is the SegmentNumber.
         shape_kji: Grid of the series.
-        pictures: For each SegmentNumber its pictures (J, I) by slice k.
+        packed: For each SegmentNumber its pictures by slice k, as `numpy.packbits` gives them.
         warnings: What could not be taken over as it is.
     """
 
     segments: tuple[Segment, ...]
     shape_kji: tuple[int, int, int]
-    pictures: Mapping[int, Mapping[int, Picture]]
+    packed: Mapping[int, Mapping[int, Packed]]
     warnings: tuple[str, ...] = ()
 
     def mask(self, number: int) -> Picture:
         """Return one segment as (K, J, I) by its SegmentNumber; all False where the file shows none of it."""
         mask = np.zeros(self.shape_kji, dtype=bool)
-        for k, picture in self.pictures.get(number, {}).items():
-            mask[k] = picture
+        for k, picture in self.packed.get(number, {}).items():
+            mask[k] = self._unpacked(picture)
         return mask
 
     @property
     def overlaps(self) -> bool:
         """Whether a voxel belongs to two segments."""
-        claimed: dict[int, Picture] = {}
-        for by_slice in self.pictures.values():
+        claimed: dict[int, Packed] = {}
+        for by_slice in self.packed.values():
             for k, picture in by_slice.items():
                 before = claimed.get(k)
                 if before is not None and np.any(before & picture):
@@ -76,13 +77,18 @@ class ReadSegmentation:
             )
         largest = max((segment.label_value for segment in self.segments), default=0)
         labels = np.zeros(self.shape_kji, dtype=np.uint8 if largest < 256 else np.uint16)
-        for number, by_slice in self.pictures.items():
+        for number, by_slice in self.packed.items():
             for k, picture in by_slice.items():
-                labels[k][picture] = number
+                labels[k][self._unpacked(picture)] = number
         return labels
+
+    def _unpacked(self, picture: Packed) -> Picture:
+        _, rows, columns = self.shape_kji
+        return np.unpackbits(picture, count=rows * columns).reshape(rows, columns).view(bool)
 
 
 @quiet()
+@told_as("A DICOM segmentation was wanted, but the file is none or is damaged. Choose a DICOM-SEG file.")
 def read_segmentation(path: str | os.PathLike[str], series: DicomSeries) -> ReadSegmentation:
     """Read a DICOM-SEG (binary, fractional or label map) of ours or another writer onto its series.
 
@@ -91,27 +97,18 @@ def read_segmentation(path: str | os.PathLike[str], series: DicomSeries) -> Read
     Raises:
         DicomError: No DICOM segmentation, or one that does not lie on the slices of the series.
     """
-    dataset = _open(Path(path))
+    dataset = hd.seg.segread(Path(path))
     _check_plane(dataset, series)
-    pictures: dict[int, dict[int, Picture]] = {}
+    packed: dict[int, dict[int, Packed]] = {}
     for index, place in enumerate(_slices_of_frames(dataset, series)):
         for number, picture in _pictures_in(dataset, index):
-            by_slice = pictures.setdefault(number, {})
+            by_slice = packed.setdefault(number, {})
             by_slice[place] = by_slice[place] | picture if place in by_slice else picture
     items = [item for item in dataset.SegmentSequence if int(item.SegmentNumber) > 0]
     segments = tuple(segment_from_item(item, int(item.SegmentNumber)) for item in items)
     fractional = dataset.SegmentationType == "FRACTIONAL"
     said = ("The file holds fractions; voxels of at least one half were taken.",) if fractional else ()
-    return ReadSegmentation(segments, series.volume.geometry.shape_kji, pictures, said)
-
-
-def _open(path: Path) -> hd.seg.Segmentation:
-    try:
-        return hd.seg.segread(path)
-    except Exception as error:
-        raise DicomError(
-            "A DICOM segmentation was wanted, but the file is none or is damaged. Choose a DICOM-SEG file."
-        ) from error
+    return ReadSegmentation(segments, series.volume.geometry.shape_kji, packed, said)
 
 
 def _check_plane(dataset: Dataset, series: DicomSeries) -> None:
@@ -163,14 +160,14 @@ def _values(frame: Dataset, shared: Dataset, group: str, name: str) -> NDArray[n
     )
 
 
-def _pictures_in(dataset: hd.seg.Segmentation, index: int) -> list[tuple[int, Picture]]:
+def _pictures_in(dataset: hd.seg.Segmentation, index: int) -> list[tuple[int, Packed]]:
     """Return (SegmentNumber, picture) for every segment that a frame shows."""
     stored = dataset.get_stored_frame(index + 1)
     if dataset.SOPClassUID == _LABELMAP_CLASS:
-        return [(int(number), stored == number) for number in np.unique(stored) if number]
+        return [(int(number), np.packbits(stored == number)) for number in np.unique(stored) if number]
     threshold = int(dataset.MaximumFractionalValue) / 2 if dataset.SegmentationType == "FRACTIONAL" else 1
     groups = (dataset.PerFrameFunctionalGroupsSequence[index], dataset.SharedFunctionalGroupsSequence[0])
     item = next(group for group in groups if group.get("SegmentIdentificationSequence"))
     number = int(item.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
     picture: Picture = stored >= threshold
-    return [(number, picture)] if picture.any() else []
+    return [(number, np.packbits(picture))] if picture.any() else []

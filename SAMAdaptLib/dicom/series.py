@@ -11,10 +11,10 @@ from pydicom.dataset import Dataset
 
 from SAMAdaptLib.volume import Volume
 
-from .finding import FoundSeries, PathLike, choose_series, find_series
+from .finding import DAMAGED_HEADER, FoundSeries, PathLike, choose_series, find_series, series_number
 from .geometry import geometry_of, tilt_degrees
+from .guards import quiet, told_as
 from .pixels import read_voxels
-from .quiet import quiet
 from .slices import SliceSource, slice_sources
 from .stacking import Stack, stack_slices
 
@@ -61,6 +61,7 @@ class DicomSeries:
 
 
 @quiet()
+@told_as(DAMAGED_HEADER)
 def read_series(
     source: PathLike | Iterable[PathLike],
     series: int | str | None = None,
@@ -123,7 +124,8 @@ def _modality(header: Dataset) -> str | None:
 
 def _name(header: Dataset) -> str:
     """Name the volume; descriptions of series are free text and may say something about the patient."""
-    return f"{_modality(header) or 'DICOM'} series {header.get('SeriesNumber') or ''}".strip()
+    number = series_number(header)
+    return f"{_modality(header) or 'DICOM'} series {number if number is not None else ''}".strip()
 
 
 def _unusual_files(headers: Sequence[Dataset], copies: int) -> list[str]:

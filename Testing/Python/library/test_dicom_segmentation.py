@@ -161,7 +161,7 @@ def test_segments_come_back_as_described(axial: DicomSeries, tmp_path: Path) -> 
 
 def test_codes_and_attributes_of_the_file(axial: DicomSeries, tmp_path: Path) -> None:
     written = write_segmentation(
-        tmp_path / "seg.dcm", drawn(), SEGMENTS, axial, series_description="Livers of all sizes " * 5
+        tmp_path / "seg.dcm", drawn(), SEGMENTS, axial, series_description="Livers of all sizes"
     )
     dataset = dcmread(tmp_path / "seg.dcm")
     assert dataset.file_meta.TransferSyntaxUID == "1.2.840.10008.1.2.1"
@@ -169,7 +169,7 @@ def test_codes_and_attributes_of_the_file(axial: DicomSeries, tmp_path: Path) ->
     assert (dataset.Modality, dataset.SegmentationType, dataset.SegmentsOverlap) == ("SEG", "BINARY", "NO")
     assert dataset.SpecificCharacterSet == "ISO_IR 192"
     assert dataset.SeriesNumber == written.series_number == 104
-    assert len(dataset.SeriesDescription) == 64
+    assert dataset.SeriesDescription == "Livers of all sizes"
     assert (dataset.SeriesDate, dataset.SeriesTime) == (dataset.ContentDate, dataset.ContentTime)
     source = axial.headers[0]
     for keyword in ("PatientID", "PatientName", "StudyInstanceUID", "FrameOfReferenceUID", "AccessionNumber"):
@@ -548,6 +548,12 @@ def test_places_that_cannot_be_written_to(axial: DicomSeries, tmp_path: Path) ->
     assert "the path is a folder" in errors(drawn(), SEGMENTS, axial, path=tmp_path)[0]
 
 
+@pytest.mark.parametrize("text", ["", "x" * 300, "a\\b"])
+def test_descriptions_that_readers_would_not_take(text: str, axial: DicomSeries) -> None:
+    (sentence,) = errors(drawn(), SEGMENTS, axial, series_description=text)
+    assert "series description must have 1 to 64" in sentence
+
+
 def test_tilted_and_uneven_series_warn_about_slicer(series: DicomSeries) -> None:
     found = [str(finding) for finding in preflight(drawn(), SEGMENTS, series)]
     unusual = series.volume.geometry.is_sheared or not series.volume.geometry.is_regular
@@ -589,6 +595,23 @@ def test_files_that_are_no_segmentation(axial: DicomSeries, tmp_path: Path) -> N
     for path in (tmp_path / "text.dcm", axial.paths[0], tmp_path / "absent.dcm"):
         with pytest.raises(DicomError, match="A DICOM segmentation was wanted"):
             read_segmentation(path, axial)
+
+
+def test_damaged_segmentations_give_masks_or_a_sentence(axial: DicomSeries, tmp_path: Path) -> None:
+    write_segmentation(tmp_path / "seg.dcm", drawn(), SEGMENTS, axial)
+    sound = (tmp_path / "seg.dcm").read_bytes()
+    random_bytes = np.random.default_rng(4)
+    refusals = 0
+    for _ in range(120):
+        damaged = bytearray(sound)
+        start = int(random_bytes.integers(128, len(sound) - 200))
+        damaged[start : start + 1] = random_bytes.bytes(int(random_bytes.integers(0, 5)))
+        (tmp_path / "seg.dcm").write_bytes(damaged)
+        try:
+            read_segmentation(tmp_path / "seg.dcm", axial)
+        except DicomError:
+            refusals += 1
+    assert 0 < refusals < 120
 
 
 def test_segmentations_of_another_series(axial: DicomSeries, tmp_path: Path) -> None:

@@ -203,6 +203,31 @@ def refused(folder: Path, **options: Any) -> str:
     return text
 
 
+@pytest.mark.parametrize("kind", ["classic", "multiframe"])
+def test_damaged_bytes_give_a_volume_or_a_sentence(kind: str, tmp_path: Path) -> None:
+    """Whatever a disk or a network did to a header: never a raw error, a warning or a hang."""
+    sample = Sample(steps=(0, 3, 6))
+    sample.write(tmp_path)
+    path = tmp_path / "001.dcm"
+    if kind == "multiframe":
+        for other in tmp_path.iterdir():
+            other.unlink()
+        save(sample.enhanced(per_frame=True), path)
+    sound = path.read_bytes()
+    random_bytes = np.random.default_rng(4)
+    refusals = 0
+    for _ in range(120):
+        damaged = bytearray(sound)
+        start = int(random_bytes.integers(128, len(sound) - 800))
+        damaged[start : start + 1] = random_bytes.bytes(int(random_bytes.integers(0, 5)))
+        path.write_bytes(damaged)
+        try:
+            read_series(tmp_path)
+        except DicomError:
+            refusals += 1
+    assert 0 < refusals < 120
+
+
 def test_no_folder(tmp_path: Path) -> None:
     assert "there is none at this path" in refused(tmp_path / "nowhere")
 
