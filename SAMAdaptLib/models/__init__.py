@@ -19,6 +19,8 @@ ARCHITECTURES: dict[str, str] = {
     "medsam": "SAMAdaptLib.models.medsam",
     "mobile_sam": "SAMAdaptLib.models.mobile_sam",
     "ma_sam": "SAMAdaptLib.models.ma_sam",
+    "sam_med2d": "SAMAdaptLib.models.sam_med2d",
+    "samed": "SAMAdaptLib.models.samed",
 }
 """Architecture of a card -> module with a function `build_predictor` as `_Builder` describes."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from SAMAdaptLib.errors import JobError, SAMAdaptError
-from SAMAdaptLib.verify import ma_sam, medsam, mobile_sam, sam
+from SAMAdaptLib.verify import ma_sam, medsam, mobile_sam, sam, sam_med2d, samed
 from SAMAdaptLib.verify.golden_sets import Array, GoldenSet, Verifier, find_sets
 
 VERIFIERS: dict[str, Verifier] = {
@@ -20,6 +20,9 @@ VERIFIERS: dict[str, Verifier] = {
     "ma_sam_bbox": ma_sam.outputs,
     "mobile_sam": mobile_sam.outputs,
     "lite_medsam": mobile_sam.outputs,
+    "sam_med2d": sam_med2d.outputs,
+    "samed": samed.outputs,
+    "samed_s": samed.outputs,
 }
 """Architecture that a set names -> what runs it; another family is one file and one line."""
 

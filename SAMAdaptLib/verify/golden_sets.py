@@ -120,13 +120,13 @@ class GoldenSet:
             depth=sizes["depth"],
             heads=sizes["num_heads"],
             global_blocks=tuple(sizes["global_attn_indexes"]),
-            input_size=sizes["img_size"],
+            input_size=sizes["img_size"] if "img_size" in sizes else sizes["image_size"],
             patch_size=sizes["patch_size"],
             window=sizes["window_size"],
             mlp_ratio=sizes["mlp_ratio"],
             out_channels=sizes["out_chans"],
-            relative_positions=sizes["use_rel_pos"],
-            qkv_bias=sizes["qkv_bias"],
+            relative_positions=sizes.get("use_rel_pos", True),
+            qkv_bias=sizes.get("qkv_bias", True),
         )
 
     def _beside(self, suffix: str) -> Path:
