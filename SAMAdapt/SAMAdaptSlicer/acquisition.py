@@ -45,7 +45,9 @@ def source_slices(volume_node: Any) -> Geometry:
             f"{describe_transform(volume_node)}, which bends its slices by up to {misfit_mm:.2f} mm. "
             "Harden the transform on the volume, or resample the volume, and segment the result."
         )
-    step_mm = float(np.linalg.norm(ijk_to_node_matrix(volume_node)[:3, 2]))
+    # A single slice has no next one: its node's own matrix says how thick it is and which way it faces.
+    node_matrix = ijk_to_node_matrix(volume_node)
+    step_mm = float(_normal(node_matrix) @ node_matrix[:3, 2])
     return _as_geometry((slices, rows, columns), origins, in_plane, step_mm)
 
 

@@ -218,7 +218,14 @@ def grid_in_segmentation(volume_node: Any, segmentation_node: Any) -> Array:
 
     Raises:
         GeometryError: A non-linear transform lies between the two.
+        VolumeError: One of them is gone, or they stand in different scenes.
     """
+    scenes = [node.GetScene() if node is not None else None for node in (volume_node, segmentation_node)]
+    if scenes[0] is None or scenes[0] is not scenes[1]:
+        raise VolumeError(
+            "A volume and a segmentation of the same scene were wanted, but one of them was removed from it. "
+            "Choose them again."
+        )
     between = require_matrix(volume_node, segmentation_node, "Writing a mask of a volume into a segmentation")
     return between @ ijk_to_node_matrix(volume_node)
 

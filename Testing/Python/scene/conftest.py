@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -12,18 +13,26 @@ from numpy.typing import NDArray
 from SAMAdaptLib.geometry import Geometry
 from SAMAdaptLib.volume import Volume
 
-pytest.importorskip("slicer", reason="slicer-core is not installed; it has no build for this machine")
-
-from SAMAdaptSlicer import headless as headless_module
-from SAMAdaptSlicer.headless import Headless
-from SAMAdaptSlicer.transforms import matrix_to_vtk
+if TYPE_CHECKING:
+    from SAMAdaptSlicer.headless import Headless
 
 Array = NDArray[np.float64]
+SLICER_IS_HERE = importlib.util.find_spec("slicer") is not None
+
+collect_ignore_glob = [] if SLICER_IS_HERE else ["test_*.py"]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say that a whole ring is missing; silence would read as success."""
+    if not SLICER_IS_HERE:
+        terminalreporter.line("The scene ring did not run: slicer-core is not installed.", yellow=True)
 
 
 @pytest.fixture
 def headless() -> Headless:
-    running = headless_module.boot()
+    from SAMAdaptSlicer.headless import boot
+
+    running = boot()
     running.clear()
     return running
 
@@ -54,6 +63,8 @@ def add_transform(scene: Any) -> Callable[..., Any]:
     """Make a linear transform node, below another one if given."""
 
     def make(matrix: Array, parent: Any = None) -> Any:
+        from SAMAdaptSlicer.transforms import matrix_to_vtk
+
         node = scene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
         node.SetMatrixTransformToParent(matrix_to_vtk(matrix))
         if parent is not None:

@@ -135,8 +135,9 @@ def test_linear_transform_above_an_acquisition_transform(
     np.testing.assert_allclose(geometry.affine_ijk_to_ras[:3, :2], moved[:3, :3] @ in_plane, atol=1e-9)
 
 
-def test_single_slice_under_a_grid(scene: Any, add_volume: Any) -> None:
-    grid = affine(np.eye(3), (0.5, 0.6, 4.0), (1, 2, 3))
+@pytest.mark.parametrize("handed", [1.0, -1.0])
+def test_single_slice_under_a_grid(scene: Any, add_volume: Any, handed: float) -> None:
+    grid = affine(np.diag([1.0, 1.0, handed]), (0.5, 0.6, 4.0), (1, 2, 3))
     node = add_volume(grid, (1, 4, 5))
     transform = scene.AddNewNodeByClass("vtkMRMLGridTransformNode")
     displacement(transform, grid, (1, 4, 5), np.full((1, 2, 2, 3), 2.5))

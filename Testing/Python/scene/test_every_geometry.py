@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -107,6 +108,17 @@ def test_voxels_are_the_nodes_own_memory(add_volume: Any) -> None:
     assert volume.voxels.dtype == np.int16
     assert np.shares_memory(volume.voxels, vtk_to_numpy(node.GetImageData().GetPointData().GetScalars()))
     assert volume.name == node.GetID()
+
+
+def test_voxels_outlive_their_node(scene: Any, add_volume: Any) -> None:
+    voxels = np.random.default_rng(0).integers(-9, 9, (40, 50, 60)).astype(np.int16)
+    node = add_volume(voxels=voxels)
+    volume = volume_from_node(node)
+    scene.RemoveNode(node)
+    del node
+    scene.Clear(False)
+    gc.collect()
+    assert np.array_equal(volume.voxels, voxels)
 
 
 def test_colour_single_slice_and_modality(add_volume: Any) -> None:

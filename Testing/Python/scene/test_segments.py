@@ -216,6 +216,24 @@ def test_terminology_and_colour(segmentation_node: Any) -> None:
     assert "64033007^Kidney" in segmentation_node.GetSegmentation().GetSegment(segment_id).GetTerminology()
 
 
+def test_slicer_understands_the_terminology(segmentation_node: Any) -> None:
+    terminology = terminology_for("right kidney")
+    segment_id = add_segment(segmentation_node, "Right kidney", terminology=terminology.to_slicer())
+    entry = slicer.vtkSlicerTerminologyEntry()
+    line = segmentation_node.GetSegmentation().GetSegment(segment_id).GetTerminology()
+    assert slicer.vtkSlicerTerminologiesModuleLogic().DeserializeTerminologyEntry(line, entry)
+    found = [
+        (part.GetCodingSchemeDesignator(), part.GetCodeValue(), part.GetCodeMeaning())
+        for part in (entry.GetCategoryObject(), entry.GetTypeObject(), entry.GetTypeModifierObject())
+    ]
+    wanted = [
+        (code.scheme, code.value, code.meaning)
+        for code in (terminology.category, terminology.type, terminology.type_modifier)
+        if code is not None
+    ]
+    assert found == wanted
+
+
 def test_written_segment_is_in_progress_and_a_finished_one_stays_finished(
     segmentation_node: Any, volume_node: Any
 ) -> None:
@@ -250,9 +268,23 @@ def test_bad_input_is_refused_and_nothing_is_written(segmentation_node: Any, vol
         write_mask(segmentation_node, segment_id, np.ones((9, 7, 11), dtype=bool), volume_node)
     with pytest.raises(VolumeError, match="segment to write into"):
         write_mask(segmentation_node, "gone", FIRST, volume_node)
-    with pytest.raises(VolumeError, match="segment to write into"):
+    with pytest.raises(VolumeError, match="removed"):
         write_mask(None, segment_id, FIRST, volume_node)
     assert np.array_equal(read_mask(segmentation_node, segment_id, volume_node), FIRST)
+
+
+def test_removed_nodes_are_not_written_to(scene: Any, segmentation_node: Any, volume_node: Any) -> None:
+    """What a prediction finds when the user closed the scene or deleted a node while it ran."""
+    segment_id = add_segment(segmentation_node, "a")
+    write_mask(segmentation_node, segment_id, FIRST, volume_node)
+    scene.RemoveNode(volume_node)
+    with pytest.raises(VolumeError, match="removed"):
+        write_mask(segmentation_node, segment_id, SECOND, volume_node)
+    scene.RemoveNode(segmentation_node)
+    with pytest.raises(VolumeError, match="removed"):
+        write_mask(segmentation_node, segment_id, SECOND, volume_node)
+    image = labelmap_of(segmentation_node.GetSegmentation().GetSegment(segment_id))
+    assert image.GetExtent() == (3, 8, 2, 5, 1, 4)
 
 
 def test_segmentation_of_surfaces_is_refused(segmentation_node: Any, volume_node: Any) -> None:
