@@ -1,10 +1,10 @@
-"""Dice of whole structures from one box on the largest slice, propagated; all models in one run.
+"""Dice of whole structures from one box on their largest slice, carried through the volume by a session.
 
-Every structure of at least 50 pixels on its largest slice in the volumes of the open evaluation data, with
-the same box for every model (each edge moved by up to 5 % of its side). "own slices" counts only the
-slices where the structure really is, so the difference to "all slices" is what leaks past its ends.
+The structures are those of `accuracy.py`: at least 50 pixels on their largest stored slice, in the volumes of
+the open evaluation data; the box is the truth's on that slice, each edge moved by up to 5 % of its side.
+"Own slices" counts only the slices that hold the structure, "all" also what was added beyond its ends.
 
-    python Testing/benchmarks/accuracy_3d.py --output DIR [--model NAME[@SIZE][=FILE] ...] [--data DIR]
+    python Testing/benchmarks/accuracy_3d.py --output DIR [--model NAME[@SIZE][=FILE] ...]
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,15 +21,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from accuracy import BOX_JITTER, LEAST_PIXELS, load_slices
 from numpy.typing import NDArray
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from accuracy import BOX_JITTER, LEAST_PIXELS, load_slices
+
 from SAMAdaptLib.files import atomic_path
+from SAMAdaptLib.geometry import SlicePlane
 from SAMAdaptLib.image_files import read_volume
+from SAMAdaptLib.models.predictor import SlicePredictor
 from SAMAdaptLib.prompts import Box
 from SAMAdaptLib.propagation import SliceBySlice
 from SAMAdaptLib.session import Session
-from SAMAdaptLib.training.simulate import dice, jittered_box
+from SAMAdaptLib.training.simulate import Mask, dice, jittered_box
 from SAMAdaptLib.volume import Volume
 
 DEFAULT_MODELS = ("mobile_sam.sa1b@512", "mobile_sam.samadapt")
@@ -36,88 +42,84 @@ DEFAULT_MODELS = ("mobile_sam.sa1b@512", "mobile_sam.samadapt")
 
 @dataclass(frozen=True, eq=False)
 class Structure:
-    """One labelled structure of a volume, with the slice and the box that prompt it."""
+    """One label of a volume and the slice where it is largest."""
 
-    dataset: str
-    value: int
-    volume: Volume
-    truth: NDArray[np.bool_]
-    slice_k: int
-    box: Box
+    value: float
+    truth_kji: Mask
+    largest_k: int
 
 
-def list_structures(folder: Path, seed: int) -> Iterator[Structure]:
-    """List the structures of the evaluation volumes in a fixed order."""
-    number = 0
-    for place in sorted(p for p in folder.iterdir() if (p / "info.json").is_file()):
-        for label_file in (p for p in sorted(place.iterdir()) if p.name in ("label.nii.gz", "label.nrrd")):
-            modality = json.loads((place / "info.json").read_text())["modality"]
-            volume = read_volume(place / label_file.name.replace("label", "image"), modality)
-            labels = read_volume(label_file).voxels
-            for value in np.unique(labels[labels > 0]).astype(int).tolist():
-                truth = labels == value
-                slice_k = int(truth.sum(axis=(1, 2)).argmax())
-                if np.count_nonzero(truth[slice_k]) >= LEAST_PIXELS:
-                    box = _box_on(volume, truth, slice_k, np.random.default_rng([seed, number]))
-                    yield Structure(place.name, value, volume, truth, slice_k, box)
-                    number += 1
+def structures_of(labels_kji: NDArray[Any]) -> Iterator[Structure]:
+    for value in np.unique(labels_kji[labels_kji > 0]):
+        truth = labels_kji == value
+        area = np.count_nonzero(truth, axis=(1, 2))
+        if area.max() >= LEAST_PIXELS:
+            yield Structure(float(value), truth, int(area.argmax()))
 
 
-def _box_on(volume: Volume, truth: NDArray[np.bool_], slice_k: int, rng: np.random.Generator) -> Box:
-    plane = volume.geometry.plane("K", slice_k)
-    corners_xy = np.asarray(jittered_box(plane.extract(truth), BOX_JITTER, rng)).reshape(2, 2)
-    corners_ijk = plane.xy_to_ijk(corners_xy)
-    centre = volume.geometry.ijk_to_ras([corners_ijk.mean(axis=0)])[0]
-    size = np.abs(corners_ijk[1] - corners_ijk[0]) * np.asarray(volume.geometry.spacing_mm)
-    return Box(tuple(centre), tuple(size), tuple(volume.geometry.directions.ravel()))
+def flat_box(plane: SlicePlane, box_xyxy: NDArray[np.float32]) -> Box:
+    """Put a box of pixels into space, flat on its slice and along the picture's own axes."""
+    corners_ras = plane.xy_to_ras(box_xyxy.reshape(2, 2))
+    origin, along_x, along_y = plane.xy_to_ras([[0, 0], [1, 0], [0, 1]])
+    steps = np.stack([along_x - origin, along_y - origin], axis=1)
+    lengths = np.linalg.norm(steps, axis=0)
+    x, y = (steps / lengths).T
+    sides_mm = (box_xyxy[2:] - box_xyxy[:2]) * lengths
+    directions = np.stack([x, y, np.cross(x, y)], axis=1)
+    return Box(tuple(corners_ras.mean(axis=0)), (*sides_mm, 0.0), tuple(directions.ravel()))
 
 
-def measure(spec: str, structures: list[Structure]) -> dict[str, Any]:
-    """Return one row per structure, and the mean seconds of a structure."""
-    _, slices = load_slices(spec)
-    predictor = SliceBySlice(slices)
-    rows = []
-    for item in structures:
-        started = time.perf_counter()
-        session = Session(item.volume, predictor, "K")
-        session.add(item.box)
-        session.propagate()
-        seconds = time.perf_counter() - started
-        mask = session.mask
-        own = item.truth.any(axis=(1, 2))
-        filled = np.flatnonzero(mask.any(axis=(1, 2)))
-        known = np.flatnonzero(own)
-        rows.append(
-            {
-                "dataset": item.dataset,
-                "structure": item.value,
-                "dice": dice(item.truth, mask),
-                "dice_own_slices": dice(item.truth[own], mask[own]),
-                "dice_prompted_slice": dice(item.truth[item.slice_k], mask[item.slice_k]),
-                "false_slices": int(np.sum((filled < known[0]) | (filled > known[-1]))),
-                "missed_slices": len(set(known.tolist()) - set(filled.tolist())),
-                "slices": len(known),
-                "seconds": seconds,
-            }
-        )
-    return {"sha256": slices.checkpoint_sha256, "rows": rows}
+def measure(predictor: SlicePredictor, places: list[Path], seed: int) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for place in places:
+        modality = json.loads((place / "info.json").read_text()).get("modality")
+        volume = read_volume(next(place.glob("image.n*")), modality)
+        labels = read_volume(next(place.glob("label.n*"))).voxels
+        lifted = SliceBySlice(predictor)
+        for number, structure in enumerate(structures_of(labels)):
+            rng = np.random.default_rng([seed, number])
+            rows.append({"volume": place.name, **_measure_one(lifted, volume, structure, rng)})
+    return rows
 
 
-def table(results: dict[str, Any]) -> str:
-    """Return a markdown table: means over structures, then by volume."""
-    datasets = sorted({row["dataset"] for row in next(iter(results.values()))["rows"]})
-    count = len(next(iter(results.values()))["rows"])
+def _measure_one(
+    lifted: SliceBySlice, volume: Volume, structure: Structure, rng: np.random.Generator
+) -> dict[str, Any]:
+    plane = volume.geometry.plane("K", structure.largest_k)
+    picture_truth = plane.extract(structure.truth_kji)
+    session = Session(volume, lifted, "K")
+    start = time.perf_counter()
+    session.add(flat_box(plane, jittered_box(picture_truth, BOX_JITTER, rng)))
+    session.propagate()
+    found = session.mask
+    own = structure.truth_kji.any(axis=(1, 2))
+    return {
+        "structure": structure.value,
+        "all": dice(structure.truth_kji, found),
+        "own": dice(structure.truth_kji[own], found[own]),
+        "largest": dice(structure.truth_kji[structure.largest_k], found[structure.largest_k]),
+        "slices": int(own.sum()),
+        "found_slices": int(found.any(axis=(1, 2)).sum()),
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def table(results: dict[str, list[dict[str, Any]]]) -> str:
+    """Return the markdown table: mean Dice over structures, by volume and in all."""
+    first = next(iter(results.values()))
+    volumes = sorted({row["volume"] for row in first})
     lines = [
-        f"One box on the largest slice of {count} structures, propagated; mean Dice.",
+        f"3D Dice of {len(first)} structures from one box (own slices in brackets).",
         "",
-        "| model | all slices | own slices | prompted slice | " + " | ".join(datasets) + " |",
-        "|---" * (4 + len(datasets)) + "|",
+        "| volume | " + " | ".join(results) + " |",
+        "|---" * (len(results) + 1) + "|",
     ]
-    for name, result in results.items():
-        rows = result["rows"]
-        columns = ("dice", "dice_own_slices", "dice_prompted_slice")
-        cells = [f"{np.mean([row[c] for row in rows]):.3f}" for c in columns]
-        cells += [f"{np.mean([r['dice'] for r in rows if r['dataset'] == d]):.2f}" for d in datasets]
+    for name in [*volumes, "all"]:
+        cells = []
+        for rows in results.values():
+            mine = [row for row in rows if name in ("all", row["volume"])]
+            every, own = (np.mean([row[key] for row in mine]) for key in ("all", "own"))
+            cells.append(f"{every:.3f} ({own:.3f})")
         lines.append("| " + " | ".join([name, *cells]) + " |")
     return "\n".join(lines) + "\n"
 
@@ -135,16 +137,20 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    structures = list(list_structures(options.data, options.seed))
-    results = {}
+    places = sorted(file.parent for file in options.data.glob("*/label.n*"))
+    results: dict[str, list[dict[str, Any]]] = {}
     for spec in options.model or DEFAULT_MODELS:
-        results[spec.partition("=")[0]] = measure(spec, structures)
-        print(table(results), flush=True)
+        name, predictor = load_slices(spec)
+        results[name] = measure(predictor, places, options.seed)
+        print(name, float(np.mean([row["all"] for row in results[name]])), flush=True)
     options.output.mkdir(parents=True, exist_ok=True)
-    files = {"accuracy_3d.json": json.dumps(results, indent=1), "accuracy_3d.md": table(results)}
-    for file, text in files.items():
+    for file, text in (
+        ("accuracy_3d.json", json.dumps(results, indent=1)),
+        ("accuracy_3d.md", table(results)),
+    ):
         with atomic_path(options.output / file) as temporary:
             temporary.write_text(text, encoding="utf-8")
+    print(table(results))
 
 
 if __name__ == "__main__":

@@ -215,7 +215,7 @@ def test_augmentation_moves_picture_and_labels_together() -> None:
         coarse = grey.reshape(rows // 2, 2, columns // 2, 2).mean((1, 3))
         bright = coarse > (coarse.min() + coarse.max()) / 2
         agreement.append(max(dice(labels, bright), dice(labels, ~bright)))
-        places.append(tuple(np.argwhere(labels).mean(0)) + (labels.mean(),))
+        places.append((*np.argwhere(labels).mean(0), labels.mean()))
     # A picture turned to its negative is filled with the disc's grey: a few disagree.
     assert np.percentile(agreement, 20) > 0.9
     assert np.std(places, axis=0).min() > 0.02
