@@ -26,6 +26,7 @@ from .labelmaps import (
     within,
 )
 from .segments import (
+    claimed,
     give_own_layer,
     grid_in_segmentation,
     labelmap_of,
@@ -124,16 +125,17 @@ class SegmentWriter:
             GeometryError: Also when a rule applies and the segmentation's reference is another grid.
         """
         affine = grid_in_segmentation(volume_node, segmentation_node)
-        wanted = merged(segmentation_node, segment_id, mask_kji, volume_node, changed_box_kji)
+        piece = claimed(mask_kji, volume_node, changed_box_kji)
+        wanted = merged(segmentation_node, segment_id, piece, volume_node, changed_box_kji)
         self.select(segmentation_node, segment_id, volume_node)
-        ruled = self._is_masked() or self._overwrites(segmentation_node, segment_id, wanted, affine)
+        ruled = self._is_masked() or self._overwrites(segmentation_node, segment_id, piece, affine)
         if ruled:
             _require_reference(segmentation_node, affine)
         self.undo_stack.save_state()
         if not ruled:
             set_patch(segmentation_node, segment_id, wanted, affine)
             return wanted
-        return self._write_by_rules(segmentation_node, segment_id, wanted, volume_node, affine)
+        return self._write_by_rules(segmentation_node, segment_id, piece, wanted, volume_node, affine)
 
     def select(self, segmentation_node: Any, segment_id: str, volume_node: Any) -> None:
         """Make the editor edit this segment; a change of segmentation empties the undo stack."""
@@ -142,7 +144,13 @@ class SegmentWriter:
         self._node.SetSelectedSegmentID(segment_id)
 
     def _write_by_rules(
-        self, segmentation_node: Any, segment_id: str, wanted: Patch | None, volume_node: Any, affine: Any
+        self,
+        segmentation_node: Any,
+        segment_id: str,
+        piece: Patch | None,
+        wanted: Patch | None,
+        volume_node: Any,
+        affine: Any,
     ) -> Patch | None:
         """Erase what may be erased, then let the editor add what may be added and take it from the others.
 
@@ -159,7 +167,7 @@ class SegmentWriter:
         _bring_to_grid(segmentation_node, segment_id, kept, affine)
         if np.any(before & ~after & editable):
             set_patch(segmentation_node, segment_id, kept, affine)
-        added = tight(Patch(after & editable, both.start_kji))
+        added = tight(Patch(within(piece, both) & editable, both.start_kji))
         if added is not None:
             image = patch_to_image(added, affine)
             mode = self._logic.ModificationModeAdd
@@ -194,10 +202,10 @@ class SegmentWriter:
         everywhere = slicer.vtkMRMLSegmentationNode.EditAllowedEverywhere
         return bool(self._node.GetMaskMode() != everywhere or self._node.GetSourceVolumeIntensityMask())
 
-    def _overwrites(self, segmentation_node: Any, segment_id: str, wanted: Patch | None, affine: Any) -> bool:
+    def _overwrites(self, segmentation_node: Any, segment_id: str, piece: Patch | None, affine: Any) -> bool:
         """Tell whether the overwrite mode makes another segment lose voxels to this piece."""
         mode = self._node.GetOverwriteMode()
-        if wanted is None or mode == self._node.OverwriteNone:
+        if piece is None or mode == self._node.OverwriteNone:
             return False
         segmentation = segmentation_node.GetSegmentation()
         display = segmentation_node.GetDisplayNode()
@@ -208,8 +216,8 @@ class SegmentWriter:
             ):
                 continue
             other = segmentation.GetSegment(other_id)
-            piece = image_to_patch(labelmap_of(other), other.GetLabelValue(), affine)
-            if piece is not None and _boxes_meet(piece, wanted):
+            held = image_to_patch(labelmap_of(other), other.GetLabelValue(), affine)
+            if held is not None and _boxes_meet(held, piece):
                 return True
         return False
 

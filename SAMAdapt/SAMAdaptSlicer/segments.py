@@ -133,7 +133,8 @@ def write_mask(
         VolumeError: No such segment, or a segmentation that is stored as surfaces.
     """
     affine = grid_in_segmentation(volume_node, segmentation_node)
-    patch = merged(segmentation_node, segment_id, mask_kji, volume_node, changed_box_kji)
+    piece = claimed(mask_kji, volume_node, changed_box_kji)
+    patch = merged(segmentation_node, segment_id, piece, volume_node, changed_box_kji)
     set_patch(segmentation_node, segment_id, patch, affine)
     return patch
 
@@ -159,31 +160,38 @@ def read_patch(segmentation_node: Any, segment_id: str, volume_node: Any) -> Pat
     return image_to_patch(labelmap_of(segment), segment.GetLabelValue(), affine)
 
 
-def merged(
-    segmentation_node: Any,
-    segment_id: str,
-    mask_kji: NDArray[Any],
-    volume_node: Any,
-    changed_box_kji: BoxKJI | None,
-) -> Patch | None:
-    """Return what a segment holds after `write_mask`, without writing it.
+def claimed(mask_kji: NDArray[Any], volume_node: Any, changed_box_kji: BoxKJI | None) -> Patch | None:
+    """Return the piece that a mask sets inside the changed box; None when it sets nothing there.
 
     Raises:
-        GeometryError: As `write_mask`.
-        VolumeError: As `write_mask`.
+        GeometryError: The mask has another size than the volume.
     """
-    require_segment(segmentation_node, segment_id)
     shape = _shape_kji(volume_node)
     if mask_kji.shape != shape:
         raise GeometryError(
             f"A mask of {shape} voxels (slices, rows, columns), the size of the volume, was wanted, but "
             f"it has {mask_kji.shape}. Predict it on this volume."
         )
-    patch = patch_of_mask(mask_kji, changed_box_kji)
+    return patch_of_mask(mask_kji, changed_box_kji)
+
+
+def merged(
+    segmentation_node: Any,
+    segment_id: str,
+    patch: Patch | None,
+    volume_node: Any,
+    changed_box_kji: BoxKJI | None,
+) -> Patch | None:
+    """Return what a segment holds when the changed box is replaced by a piece, without writing it.
+
+    Raises:
+        VolumeError: No such segment, or a segmentation that is stored as surfaces.
+    """
+    require_segment(segmentation_node, segment_id)
     if changed_box_kji is None:
         return patch
     old = read_patch(segmentation_node, segment_id, volume_node)
-    return union(without_box(old, grid_box(shape, changed_box_kji)), patch)
+    return union(without_box(old, grid_box(_shape_kji(volume_node), changed_box_kji)), patch)
 
 
 def set_patch(segmentation_node: Any, segment_id: str, patch: Patch | None, affine: Array) -> None:

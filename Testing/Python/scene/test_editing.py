@@ -140,9 +140,13 @@ def test_box_of_a_correction_limits_what_neighbours_lose(bench: Bench, overwrite
     expected = old["edited"].copy()
     expected[box] = new[box]
     assert np.array_equal(bench.read("edited"), expected)
-    lost = old["visible"] & ~bench.read("visible")
-    assert lost.any() == (overwrite != "allow overlap")
-    assert not np.any(lost & ~expected)
+    taken = np.zeros(SHAPE, dtype=bool)
+    taken[box] = new[box]
+    for name in ("visible", "hidden"):
+        loses = overwrite == "overwrite all" or (overwrite == "overwrite visible" and name == "visible")
+        assert np.array_equal(bench.read(name), old[name] & ~taken if loses else old[name]), name
+    assert np.any(old["visible"] & taken)
+    assert np.any(old["visible"] & old["edited"] & ~taken)  # an overlap elsewhere is left alone
 
 
 def test_writing_nothing_by_rules_erases_what_may_be_erased(bench: Bench) -> None:
