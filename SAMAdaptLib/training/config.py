@@ -29,7 +29,9 @@ class TrainingConfig:
         records_per_set: Cached (augmented) pictures of each set, so that small sets weigh as much.
         validation_share: Share of each set's patients held back.
         validation_pictures: Most pictures of one set used to validate.
-        steps: Optimiser steps.
+        steps: Optimiser steps of the schedule.
+        stop: Steps to run; 0 for all. A run may be ended early without losing what a falling rate gives:
+        cooldown: Over so many steps before `stop` the rate falls linearly to nothing as well.
         pictures_per_step: Pictures in one step.
         prompts_per_picture: Structures prompted on each picture, by box and by click.
         rate: Peak learning rate of the prompt encoder and mask decoder.
@@ -58,19 +60,26 @@ class TrainingConfig:
     validation_share: float = 0.15
     validation_pictures: int = 6
     steps: int = 2000
+    stop: int = 0
+    cooldown: int = 0
     pictures_per_step: int = 3
     prompts_per_picture: int = 2
     rate: float = 1e-4
     encoder_rate: float = 2e-5
-    warmup: int = 100
+    warmup: int = 50
     bfloat16: bool = True
     box_distillation: float = 0.5
     thing_share: float = 0.25
     box_jitter: float = 0.1
     later_clicks: int = 5
-    averaging: float = 0.995
+    averaging: float = 0.99
     validate_every: int = 200
-    blends: list[float] = field(default_factory=lambda: [0.25, 0.5, 0.75, 1.0])
+    blends: list[float] = field(default_factory=lambda: [0.5, 0.75, 1.0])
+
+    @property
+    def last_step(self) -> int:
+        """Steps that are run."""
+        return self.stop or self.steps
 
 
 def read_config(path: Path) -> TrainingConfig:

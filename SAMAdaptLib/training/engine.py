@@ -50,12 +50,14 @@ def trained_parameters(model: MobileSam, config: TrainingConfig) -> dict[str, to
     return chosen
 
 
-def rate_factor(step: int, warmup: int, steps: int) -> float:
-    """Return the share of the peak rate: a linear rise, then a half cosine down to 2 %."""
-    if step < warmup:
-        return (step + 1) / warmup
-    done = (step - warmup) / max(1, steps - warmup)
-    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+def rate_factor(step: int, config: TrainingConfig) -> float:
+    """Return the share of the peak rate: a linear rise, a half cosine down to 2 %, and the cool-down."""
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    cosine = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    left = config.last_step - step
+    return cosine * min(1.0, left / config.cooldown) if config.cooldown else cosine
 
 
 class Trainer:
@@ -91,7 +93,7 @@ class Trainer:
         """Run all steps that are left, validating and saving on the way."""
         self._resume()
         recent = self.progress.recent
-        while self.progress.step < self.config.steps:
+        while self.progress.step < self.config.last_step:
             parts = self._step(self.progress.step)
             self.progress.step += 1
             for name, value in parts.items():
@@ -102,7 +104,7 @@ class Trainer:
                 )
             if (
                 self.progress.step % self.config.validate_every == 0
-                or self.progress.step == self.config.steps
+                or self.progress.step == self.config.last_step
             ):
                 self._note(recent)
                 self._save()
@@ -112,7 +114,7 @@ class Trainer:
         batch = replace_by_things(
             self.sampler.draw(rng), self.teacher, self.cache, self.config.thing_share, rng
         )
-        factor = rate_factor(step, self.config.warmup, self.config.steps)
+        factor = rate_factor(step, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
         self.optimizer.zero_grad(set_to_none=True)

@@ -269,13 +269,18 @@ def test_distillation_is_zero_at_the_teacher_and_follows_the_weights() -> None:
     assert distillation_loss(moved, teacher, 1 - weights).item() > 0.1
 
 
-def test_rate_rises_and_falls() -> None:
-    factors = [rate_factor(step, 10, 100) for step in range(100)]
+def test_rate_rises_and_falls(config: TrainingConfig) -> None:
+    plan = replace(config, warmup=10, steps=100)
+    factors = [rate_factor(step, plan) for step in range(100)]
     assert factors[0] == 0.1
     assert factors[9] == 1.0
     assert factors[10] == 1.0
     assert factors[55] == pytest.approx(0.02 + 0.98 * 0.5)
     assert factors[99] < 0.03
+    cooled = [rate_factor(step, replace(plan, stop=60, cooldown=20)) for step in range(60)]
+    assert cooled[:41] == factors[:41]
+    assert cooled[50] == pytest.approx(factors[50] / 2)
+    assert cooled[59] == pytest.approx(factors[59] / 20)
 
 
 def test_records_hold_back_patients_and_repeat_small_sets(config: TrainingConfig) -> None:
