@@ -152,7 +152,7 @@ def _build(
         series_description=description,
     )
     restore_references(dataset, series, headers)
-    dataset.SpecificCharacterSet = CHARACTER_SET
+    dataset.SpecificCharacterSet = CHARACTER_SET  # highdicom before 0.28 leaves it out
     dataset.SeriesDate, dataset.SeriesTime = dataset.ContentDate, dataset.ContentTime
     if headers[0].get("BodyPartExamined"):
         dataset.BodyPartExamined = headers[0].BodyPartExamined

@@ -13,9 +13,8 @@ from copy import deepcopy
 from typing import Any
 
 from pydicom.dataset import Dataset
-from pydicom.multival import MultiValue
 from pydicom.uid import CTImageStorage, generate_uid
-from pydicom.valuerep import DA, TM, PersonName
+from pydicom.valuerep import DA, TM
 
 from .series import DicomSeries
 from .slices import SliceSource
@@ -103,7 +102,7 @@ def _common_header(series: DicomSeries) -> Dataset:
     common = Dataset()
     for keyword in _COPIED:
         if first.get(keyword) not in (None, "", []) and _is_sound(keyword, first[keyword].value):
-            setattr(common, keyword, _as_text(first[keyword].value))
+            setattr(common, keyword, deepcopy(first[keyword].value))
     for keyword in _MAY_BE_EMPTY:
         if keyword not in common:
             setattr(common, keyword, "")
@@ -163,12 +162,3 @@ def _is_sound(keyword: str, value: Any) -> bool:
         return kind(str(value)) is not None
     except ValueError:
         return False
-
-
-def _as_text(value: Any) -> Any:
-    """Decode names and free them of their first character set; other values are copied."""
-    if isinstance(value, PersonName):
-        return str(value)
-    if isinstance(value, MultiValue):
-        return [_as_text(one) for one in value]
-    return deepcopy(value)

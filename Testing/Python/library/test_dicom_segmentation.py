@@ -354,6 +354,17 @@ def test_noise_in_the_text_of_directions(tmp_path: Path) -> None:
     assert_frames_in_place(tmp_path / "seg.dcm", series, drawn())
 
 
+def test_the_thickness_is_that_of_the_source(tmp_path: Path) -> None:
+    def thin(dataset: Dataset, _: int) -> None:
+        dataset.SliceThickness = "2.5"
+
+    series = read_series(SAMPLES["axial"].write(tmp_path / "series", thin))
+    write_segmentation(tmp_path / "seg.dcm", drawn(), SEGMENTS, series)
+    measures = dcmread(tmp_path / "seg.dcm").SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    assert (measures.SliceThickness, measures.SpacingBetweenSlices) == (2.5, 3)
+    assert list(measures.PixelSpacing) == [0.7, 0.9]
+
+
 def test_lossy_sources_are_told(tmp_path: Path) -> None:
     def lossy(dataset: Dataset, _: int) -> None:
         dataset.LossyImageCompression, dataset.LossyImageCompressionRatio = "01", "12.5"
@@ -622,6 +633,9 @@ def test_segmentations_of_another_series(axial: DicomSeries, tmp_path: Path) -> 
     moved = Sample(origin=(-12.25, 31.5, -40.125), uids=dict(SAMPLES["axial"].uids))
     with pytest.raises(DicomError, match=r"lies 1\.00 mm from the nearest"):
         read_segmentation(tmp_path / "seg.dcm", read_series(moved.write(tmp_path / "moved")))
+    turned = Sample(((0, 1, 0), (-1, 0, 0)), uids=dict(SAMPLES["axial"].uids))
+    with pytest.raises(DicomError, match=r"lies 0\.00 mm from the nearest one or is turned"):
+        read_segmentation(tmp_path / "seg.dcm", read_series(turned.write(tmp_path / "turned")))
     with pytest.raises(DicomError, match="frame of reference"):
         read_segmentation(tmp_path / "seg.dcm", read_series(Sample().write(tmp_path / "other")))
 

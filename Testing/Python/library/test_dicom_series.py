@@ -83,6 +83,9 @@ def test_unusual_grids_say_what_they_are(name: str, tmp_path: Path) -> None:
     assert ("uneven distances" in said) == ("uneven" in name)
     if name == "tilted":
         assert "18.5 degrees" in said
+    positions = UNUSUAL[name].positions_lps
+    mean_step_lps = series.volume.geometry.affine_ijk_to_ras[:3, 2] * (-1, -1, 1)
+    np.testing.assert_allclose(mean_step_lps, (positions[-1] - positions[0]) / 5, atol=1e-9)
 
 
 def test_file_names_and_instance_numbers_do_not_matter(tmp_path: Path) -> None:
@@ -302,6 +305,7 @@ def test_missing_slices(left_out: list[int], said: str, tmp_path: Path) -> None:
         ((0, 2.5, 5, 7.5, 12.5, 17.5, 22.5), None),  # base of the skull scanned twice as finely
         ((0, 2.5, 5, 7.5, 12.5, 17.5), ("2.5", "2.5", "2.5", "2.5", "5", "5")),
         ((0, 4, 8, 9.1, 16.1, 23.1), None),  # two regions that overlap by a part of a slice
+        ((0, 4, 8, 12, 14, 18, 22), None),  # one odd slice between two runs
         ((0, 3), None),
     ],
 )
@@ -342,6 +346,14 @@ def test_rounded_directions_are_one_orientation(tmp_path: Path) -> None:
 
     geometry = read_series(sample.write(tmp_path, add_noise)).volume.geometry
     assert geometry.is_regular
+
+
+def test_directions_are_made_perpendicular(tmp_path: Path) -> None:
+    """Headers round directions to a few digits; a grid that is sheared by that would be taken for a tilt."""
+    series = read_series(Sample(((1, 0, 0), (0.0003, 0.9999, 0.0141))).write(tmp_path))
+    directions = series.volume.geometry.directions
+    np.testing.assert_allclose(directions[:, 0] @ directions[:, 1], 0, atol=1e-15)
+    np.testing.assert_allclose(directions[:, 1] * (-1, -1, 1), [0, 0.9999006, 0.0141], atol=1e-6)
 
 
 def test_repeated_positions_need_a_phase(tmp_path: Path) -> None:
