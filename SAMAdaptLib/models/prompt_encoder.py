@@ -30,6 +30,16 @@ class PositionalEncoding(nn.Module):
         angles = 2 * math.pi * ((2 * unit_xy - 1) @ self.positional_encoding_gaussian_matrix)
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
+    def of_cells(self, grid: tuple[int, int]) -> Tensor:
+        """Encode the middles of the cells of a grid (h, w) as (1, 2 * features, h, w)."""
+        h, w = grid
+        device = self.positional_encoding_gaussian_matrix.device
+        y = (torch.arange(h, device=device) + 0.5) / h
+        x = (torch.arange(w, device=device) + 0.5) / w
+        cells_xy = torch.stack([x.expand(h, w), y[:, None].expand(h, w)], dim=-1)
+        encoded: Tensor = self(cells_xy)
+        return encoded.permute(2, 0, 1).unsqueeze(0)
+
 
 class PromptEncoder(nn.Module):
     """Encode prompts given in pixels of the network input.
@@ -107,13 +117,7 @@ class PromptEncoder(nn.Module):
 
     def dense_pe(self) -> Tensor:
         """Return the positional encoding of the cells of the grid, (1, C, h, w)."""
-        h, w = self.grid
-        device = self.pe_layer.positional_encoding_gaussian_matrix.device
-        y = (torch.arange(h, device=device) + 0.5) / h
-        x = (torch.arange(w, device=device) + 0.5) / w
-        cells_xy = torch.stack([x.expand(h, w), y[:, None].expand(h, w)], dim=-1)
-        encoded: Tensor = self.pe_layer(cells_xy)
-        return encoded.permute(2, 0, 1).unsqueeze(0)
+        return self.pe_layer.of_cells(self.grid)
 
     def _encode_pixels(self, pixels_xy: Tensor) -> Tensor:
         height, width = self.input_size

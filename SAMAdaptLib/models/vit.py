@@ -143,9 +143,9 @@ class Block(nn.Module):
     """Attention and MLP, with three places where an adapter may stand.
 
     `before_attention` and `after_attention` take and give (B, H, W, C), residual included. `beside_mlp` takes
-    what the MLP takes, (B, H, W, C) after the second normalisation, and is added to what the MLP gives. The
-    fourth place of the published adapters, an increment of queries and values, is `attn.qkv` itself: see
-    `add_to_qkv`.
+    what the MLP takes, (B, H, W, C) after the second normalisation, and whatever else the block is called with;
+    it is added to what the MLP gives. The fourth place of the published adapters, an increment of queries and
+    values, is `attn.qkv` itself: see `add_to_qkv`.
     """
 
     def __init__(self, shape: ViTShape, index: int) -> None:
@@ -160,14 +160,19 @@ class Block(nn.Module):
         self.mlp = MLPBlock(width, int(width * shape.mlp_ratio))
         self.beside_mlp: nn.Module | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, H, W, C) to (B, H, W, C)."""
+    def forward(self, x: Tensor, *shared: Tensor) -> Tensor:
+        """Map (B, H, W, C) to (B, H, W, C).
+
+        Args:
+            x: Tokens.
+            shared: What the adapters of all blocks share; only `beside_mlp` takes it.
+        """
         x = self.before_attention(x)
         x = x + self.attn(self.norm1(x))
         x = self.after_attention(x)
         normed = self.norm2(x)
         y: Tensor = x + self.mlp(normed)
-        return y if self.beside_mlp is None else y + self.beside_mlp(normed)
+        return y if self.beside_mlp is None else y + self.beside_mlp(normed, *shared)
 
 
 class PatchEmbed(nn.Module):
