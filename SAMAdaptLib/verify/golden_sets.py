@@ -68,7 +68,7 @@ class GoldenSet:
         arrays: dict[str, Array] = {}
         for file in files:
             try:
-                with np.load(file, allow_pickle=False) as stored:
+                with file.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
                     arrays |= {name: stored[name] for name in stored.files}
             except (OSError, ValueError, zipfile.BadZipFile) as error:
                 raise JobError(
