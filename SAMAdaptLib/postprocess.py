@@ -47,3 +47,10 @@ def without_small_parts(mask_kji: NDArray[Any], geometry: Geometry, smallest_mm3
     stays = np.bincount(parts.ravel()) * geometry.voxel_volume_mm3 >= smallest_mm3
     stays[0] = False
     return np.asarray(stays[parts])
+
+
+def innermost_xy(mask_yx: NDArray[Any]) -> tuple[float, float]:
+    """Return the pixel (X, Y) of a mask (rows, columns), not empty, that lies farthest from its border."""
+    depth = ndimage.distance_transform_edt(np.pad(np.asarray(mask_yx, dtype=bool), 1))[1:-1, 1:-1]
+    y, x = np.unravel_index(int(depth.argmax()), depth.shape)
+    return float(x), float(y)

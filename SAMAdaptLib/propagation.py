@@ -15,7 +15,7 @@ from .embeddings import EmbeddingCache
 from .errors import PromptError, VolumeError
 from .geometry import Axis
 from .models.predictor import SliceEmbedding, SliceMask, SlicePrediction, SlicePredictor
-from .postprocess import without_specks
+from .postprocess import innermost_xy, without_specks
 from .prompts import PixelPrompts, Prompts
 from .volume import IntensityWindow, Volume
 
@@ -153,7 +153,9 @@ class SliceBySlice:
         return _Link(mask, score, prediction.low_res) if self._goes_on(mask, last.mask, score) else None
 
     def _carried(self, mask: NDArray[np.bool_]) -> PixelPrompts:
-        """Prompts for the next slice: the box of the last mask, a little wider."""
+        """Prompts for the next slice: the box of the last mask, a little wider, or a click in its middle."""
+        if "box" not in self.card.prompts and "point" in self.card.prompts:
+            return PixelPrompts.of([innermost_xy(mask)], [1])
         rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
         corners = np.asarray([[columns[0], rows[0]], [columns[-1], rows[-1]]], dtype=np.float64)
         margin = self._rule.widen * (corners[1] - corners[0]) + 1

@@ -20,6 +20,8 @@ ARCHITECTURES: dict[str, str] = {
     "mobile_sam": "SAMAdaptLib.models.mobile_sam",
     "ma_sam": "SAMAdaptLib.models.ma_sam",
     "sam_med2d": "SAMAdaptLib.models.sam_med2d",
+    "med_sa": "SAMAdaptLib.models.med_sa_predictors",
+    "desam": "SAMAdaptLib.models.desam_predictors",
     "samed": "SAMAdaptLib.models.samed",
 }
 """Architecture of a card -> module with a function `build_predictor` as `_Builder` describes."""

@@ -80,6 +80,23 @@ class MaskDecoder(nn.Module):
         Returns:
             Mask logits (B, masks, sh, sw), s = 4 for SAM, and scores (B, masks): the expected IoU.
         """
+        tokens, image = self.attended(image_embedding, dense_pe, sparse, dense)
+        upscaled = self.output_upscaling(image)  # B, c, sh, sw
+        mask_tokens = tokens[:, 1 : 1 + self.mask_tokens.num_embeddings]
+        chosen = range(self.mask_tokens.num_embeddings)[masks]
+        filters = torch.stack([self.output_hypernetworks_mlps[t](mask_tokens[:, t]) for t in chosen], dim=1)
+        logits = torch.einsum("btc,bchw->bthw", filters, upscaled)
+        scores = self.iou_prediction_head(tokens[:, 0])[:, masks]
+        return logits, scores
+
+    def attended(
+        self, image_embedding: Tensor, dense_pe: Tensor, sparse: Tensor, dense: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Let tokens and image attend to each other.
+
+        Returns:
+            Tokens (B, 1 + T + N, C), the score's first, and image (B, C, h, w).
+        """
         source = image_embedding + dense
         h, w = source.shape[-2:]
         batch = max(source.shape[0], sparse.shape[0])
@@ -87,14 +104,7 @@ class MaskDecoder(nn.Module):
         tokens = torch.cat([own.expand(batch, -1, -1), sparse.expand(batch, -1, -1)], dim=1)
         image, pe = (x.flatten(2).transpose(1, 2) for x in (source, dense_pe))  # B, hw, C
         tokens, image = self.transformer(image, pe, tokens)
-
-        upscaled = self.output_upscaling(image.transpose(1, 2).unflatten(2, (h, w)))  # B, c, sh, sw
-        mask_tokens = tokens[:, 1 : 1 + self.mask_tokens.num_embeddings]
-        chosen = range(self.mask_tokens.num_embeddings)[masks]
-        filters = torch.stack([self.output_hypernetworks_mlps[t](mask_tokens[:, t]) for t in chosen], dim=1)
-        logits = torch.einsum("btc,bchw->bthw", filters, upscaled)
-        scores = self.iou_prediction_head(tokens[:, 0])[:, masks]
-        return logits, scores
+        return tokens, image.transpose(1, 2).unflatten(2, (h, w))
 
 
 def _upscaling(widths: Sequence[int]) -> nn.Sequential:

@@ -76,12 +76,7 @@ class TwoWayBlock(nn.Module):
         self, tokens: Tensor, image: Tensor, token_pe: Tensor, image_pe: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Update tokens (B, N, C) and image (B, hw, C)."""
-        if self.first:
-            tokens = self.self_attn(tokens, tokens, tokens)
-        else:
-            placed = tokens + token_pe
-            tokens = tokens + self.self_attn(placed, placed, tokens)
-        tokens = self.norm1(tokens)
+        tokens = self.norm1(self.among_themselves(tokens, token_pe))
         tokens = self.norm2(
             tokens + self.cross_attn_token_to_image(tokens + token_pe, image + image_pe, image)
         )
@@ -90,6 +85,14 @@ class TwoWayBlock(nn.Module):
             image + self.cross_attn_image_to_token(image + image_pe, tokens + token_pe, tokens)
         )
         return tokens, image
+
+    def among_themselves(self, tokens: Tensor, token_pe: Tensor) -> Tensor:
+        """Let the tokens (B, N, C) attend to each other, residual included."""
+        if self.first:
+            bare: Tensor = self.self_attn(tokens, tokens, tokens)
+            return bare
+        placed = tokens + token_pe
+        return tokens + self.self_attn(placed, placed, tokens)
 
 
 class TwoWayTransformer(nn.Module):

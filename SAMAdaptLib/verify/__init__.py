@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from SAMAdaptLib.errors import JobError, SAMAdaptError
-from SAMAdaptLib.verify import ma_sam, medsam, mobile_sam, sam, sam_med2d, samed
+from SAMAdaptLib.verify import desam, ma_sam, med_sa, medsam, mobile_sam, sam, sam_med2d, samed
 from SAMAdaptLib.verify.golden_sets import Array, GoldenSet, Verifier, find_sets
 
 VERIFIERS: dict[str, Verifier] = {
@@ -21,6 +21,9 @@ VERIFIERS: dict[str, Verifier] = {
     "mobile_sam": mobile_sam.outputs,
     "lite_medsam": mobile_sam.outputs,
     "sam_med2d": sam_med2d.outputs,
+    "desam": desam.outputs,
+    "med_sa_2d": med_sa.outputs,
+    "med_sa_3d": med_sa.outputs,
     "samed": samed.outputs,
     "samed_s": samed.outputs,
 }
