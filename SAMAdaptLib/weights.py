@@ -116,11 +116,24 @@ def copy_into(
 
 
 def recognise(tensors: Mapping[str, Tensor]) -> str:
-    """Say in words which published network a checkpoint belongs to, by its keys."""
+    """Say in words which published network a checkpoint is of, by its keys and the width of its encoder."""
+    names = [*tensors, *(f"{name} {list(tensor.shape)}" for name, tensor in tensors.items())]
     for title, marks in _SIGNATURES:
-        if all(any(re.search(mark, name) for name in tensors) for mark in marks):
-            return title
+        if all(any(re.search(mark, name) for name in names) for mark in marks):
+            return title + _size(tensors)
     return "no network that SAMAdapt knows"
+
+
+def _size(tensors: Mapping[str, Tensor]) -> str:
+    for name in _AS_WIDE_AS_THE_ENCODER:
+        width = tensors[name].shape[-1] if name in tensors and tensors[name].ndim else 0
+        if width in _WIDTHS:
+            return f", {_WIDTHS[width]}"
+    return ""
+
+
+_WIDTHS = {768: "ViT-B", 1024: "ViT-L", 1280: "ViT-H"}
+_AS_WIDE_AS_THE_ENCODER = ("image_encoder.pos_embed", "image_encoder.FacTu.weight", "w_a_000")
 
 
 _SIGNATURES: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -136,12 +149,13 @@ _SIGNATURES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("SAM-Med2D", (r"blocks\.0\.Adapter\.channel\.0\.weight$",)),
     ("MobileSAM or LiteMedSAM", (r"image_encoder\.patch_embed\.seq\.0\.c\.weight$",)),
     ("SAM 2", (r"image_encoder\.trunk\.",)),
+    ("SAM-Med2D without adapters (FT-SAM)", (r"^image_encoder\.pos_embed \[1, 16, 16, ", r"^mask_decoder\.")),
     (
         "SAM or MedSAM",
         (r"^image_encoder\.pos_embed$", r"^image_encoder\.blocks\.0\.attn\.qkv\.weight$", r"^mask_decoder\."),
     ),
 )
-"""Networks by keys that only they have; the first that fits counts."""
+"""Networks by keys, or keys with a shape, that only they have; the first that fits counts."""
 
 
 def _is_safetensors(file: Path) -> bool:

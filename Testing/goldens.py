@@ -65,7 +65,7 @@ def published_keys(name: str) -> dict[str, list[int]]:
     for line, indices in folded.items():
         pattern, _, shape = line.partition(" ")
         for index in _numbers(indices) if indices else [None]:
-            digits = f"{index:03}" if pattern[1:].startswith("_FacTs") and index is not None else str(index)
+            digits = f"{index:03}" if index is not None and "." not in pattern else str(index)
             keys[pattern.replace("*", digits)] = json.loads(shape)
     return keys
 
