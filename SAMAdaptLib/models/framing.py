@@ -84,7 +84,11 @@ class LongestSide:
 
     def to_picture(self, low_res: Tensor, shape_yx: tuple[int, int]) -> Tensor:
         """Enlarge to the network input, cut the padding off, resize to the picture, all bilinearly."""
-        rows, columns = self.inner_shape(shape_yx)
+        return self.cut_to(low_res, self.inner_shape(shape_yx), shape_yx)
+
+    def cut_to(self, low_res: Tensor, inner_yx: tuple[int, int], shape_yx: tuple[int, int]) -> Tensor:
+        """As `to_picture`, for a picture that fills `inner_yx` of the network input."""
+        rows, columns = inner_yx
         full = F.interpolate(low_res, (self.size, self.size), mode="bilinear", align_corners=False)
         return F.interpolate(full[..., :rows, :columns], shape_yx, mode="bilinear", align_corners=False)
 

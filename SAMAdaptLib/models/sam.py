@@ -42,8 +42,8 @@ class PromptableNetwork(Protocol):
         ...
 
     @property
-    def mask_decoder(self) -> MaskDecoder:
-        """From embeddings to masks."""
+    def mask_decoder(self) -> nn.Module:
+        """From what the encoder gives, and embeddings of prompts, to masks: called as `MaskDecoder` is."""
         ...
 
 
