@@ -29,14 +29,12 @@ class TrainingConfig:
         records_per_set: Cached (augmented) pictures of each set, so that small sets weigh as much.
         validation_share: Share of each set's patients held back.
         validation_pictures: Most pictures of one set used to validate.
-        steps: Optimiser steps of the schedule.
-        stop: Steps to run; 0 for all. A run may be ended early without losing what a falling rate gives:
-        cooldown: Over so many steps before `stop` the rate falls linearly to nothing as well.
+        cycles: Optimiser steps, in cycles: in each the rate rises and falls once.
         pictures_per_step: Pictures in one step.
         prompts_per_picture: Structures prompted on each picture, by box and by click.
         rate: Peak learning rate of the prompt encoder and mask decoder.
         encoder_rate: Peak learning rate of the encoder's last stage and neck; 0 freezes them.
-        warmup: Steps until the peak; the rate then falls as a half cosine.
+        warmup: Steps of a cycle until the peak; the rate then falls as a half cosine.
         bfloat16: Run the encoder's trained part in bfloat16 (on processors that multiply it faster).
         box_distillation: Weight of keeping the base's answer to a box.
         thing_share: Share of click targets that are whatever the base finds at a random point.
@@ -59,9 +57,7 @@ class TrainingConfig:
     records_per_set: int = 100
     validation_share: float = 0.15
     validation_pictures: int = 6
-    steps: int = 2000
-    stop: int = 0
-    cooldown: int = 0
+    cycles: list[int] = field(default_factory=lambda: [640])
     pictures_per_step: int = 3
     prompts_per_picture: int = 2
     rate: float = 1e-4
@@ -77,9 +73,9 @@ class TrainingConfig:
     blends: list[float] = field(default_factory=lambda: [0.5, 0.75, 1.0])
 
     @property
-    def last_step(self) -> int:
-        """Steps that are run."""
-        return self.stop or self.steps
+    def steps(self) -> int:
+        """Optimiser steps of all cycles."""
+        return sum(self.cycles)
 
 
 def read_config(path: Path) -> TrainingConfig:

@@ -51,13 +51,17 @@ def trained_parameters(model: MobileSam, config: TrainingConfig) -> dict[str, to
 
 
 def rate_factor(step: int, config: TrainingConfig) -> float:
-    """Return the share of the peak rate: a linear rise, a half cosine down to 2 %, and the cool-down."""
+    """Return the share of the peak rate: in each cycle a linear rise, then a half cosine down to 2 %."""
+    length, start = 1, 0
+    for length in config.cycles:
+        if step < start + length:
+            break
+        start += length
+    step -= start
     if step < config.warmup:
         return (step + 1) / config.warmup
-    done = (step - config.warmup) / max(1, config.steps - config.warmup)
-    cosine = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-    left = config.last_step - step
-    return cosine * min(1.0, left / config.cooldown) if config.cooldown else cosine
+    done = (step - config.warmup) / max(1, length - config.warmup)
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
 class Trainer:
@@ -93,7 +97,7 @@ class Trainer:
         """Run all steps that are left, validating and saving on the way."""
         self._resume()
         recent = self.progress.recent
-        while self.progress.step < self.config.last_step:
+        while self.progress.step < self.config.steps:
             parts = self._step(self.progress.step)
             self.progress.step += 1
             for name, value in parts.items():
@@ -104,7 +108,7 @@ class Trainer:
                 )
             if (
                 self.progress.step % self.config.validate_every == 0
-                or self.progress.step == self.config.last_step
+                or self.progress.step == self.config.steps
             ):
                 self._note(recent)
                 self._save()

@@ -40,7 +40,7 @@ def run_training(config: TrainingConfig, report: Report) -> Path:
         "base": checkpoint.name,
         "base_sha256": checkpoint.sha256,
         "seed": str(config.seed),
-        "steps": str(config.last_step),
+        "steps": str(config.steps),
         "share": str(share),
         "input_size": str(config.input_size),
         "data_sets": json.dumps(sorted({record.dataset for record in cache.records})),

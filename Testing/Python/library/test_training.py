@@ -82,7 +82,7 @@ def config(data: Path, tmp_path: Path) -> TrainingConfig:
         input_size=SIZE,
         pictures_per_set=8,
         records_per_set=8,
-        steps=6,
+        cycles=[6],
         warmup=2,
         rate=1e-3,
         encoder_rate=1e-3,
@@ -122,7 +122,7 @@ def test_paths_start_at_the_file_and_variables_are_expanded(
     monkeypatch.setenv("SOMEWHERE", str(tmp_path / "far"))
     file = tmp_path / "run.yaml"
     file.write_text(
-        "base: a.pt\ndata: $SOMEWHERE/index.csv\ncache: c\noutput: d\nvalidation: [v]\nsteps: 3\n"
+        "base: a.pt\ndata: $SOMEWHERE/index.csv\ncache: c\noutput: d\nvalidation: [v]\ncycles: [3]\n"
     )
     config = read_config(file)
     assert config.base == tmp_path / "a.pt"
@@ -270,17 +270,18 @@ def test_distillation_is_zero_at_the_teacher_and_follows_the_weights() -> None:
 
 
 def test_rate_rises_and_falls(config: TrainingConfig) -> None:
-    plan = replace(config, warmup=10, steps=100)
+    plan = replace(config, warmup=10, cycles=[100])
     factors = [rate_factor(step, plan) for step in range(100)]
     assert factors[0] == 0.1
     assert factors[9] == 1.0
     assert factors[10] == 1.0
     assert factors[55] == pytest.approx(0.02 + 0.98 * 0.5)
     assert factors[99] < 0.03
-    cooled = [rate_factor(step, replace(plan, stop=60, cooldown=20)) for step in range(60)]
-    assert cooled[:41] == factors[:41]
-    assert cooled[50] == pytest.approx(factors[50] / 2)
-    assert cooled[59] == pytest.approx(factors[59] / 20)
+    twice = [rate_factor(step, replace(plan, cycles=[100, 50])) for step in range(150)]
+    assert twice[:100] == factors
+    assert twice[100] == 0.1
+    assert twice[130] == pytest.approx(0.02 + 0.98 * 0.5)
+    assert replace(plan, cycles=[100, 50]).steps == 150
 
 
 def test_records_hold_back_patients_and_repeat_small_sets(config: TrainingConfig) -> None:
@@ -362,7 +363,7 @@ def test_killed_run_goes_on_to_the_same_weights(config: TrainingConfig, cache: F
 def test_blends_lie_between_base_and_average(
     config: TrainingConfig, cache: FeatureCache, tmp_path: Path
 ) -> None:
-    trainer = Trainer(replace(config, steps=2), small_model(), cache, quiet)
+    trainer = Trainer(replace(config, cycles=[2]), small_model(), cache, quiet)
     trainer.train()
     base, none, half, full = (small_model(), *(trainer.blended(share) for share in (0.0, 0.5, 1.0)))
     name = "mask_decoder.iou_token.weight"
