@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from goldens import arrays, golden, sam_of
+from goldens import arrays, golden, ma_sam_of, sam_of
 from SAMAdaptLib.cards import ModelCard, Source
 from SAMAdaptLib.errors import PromptError, WeightsError
 from SAMAdaptLib.files import sha256_of_file
@@ -137,3 +137,19 @@ def test_the_checkpoint_file_names_the_predictor(tmp_path: Path, monkeypatch: py
     built = sam.build_predictor(card, file, None, torch.device("cpu"))
     assert built.checkpoint_sha256 == sha256_of_file(file)
     assert built.card is card
+
+
+@torch.inference_mode()
+def test_no_tensor_is_made_on_another_device_than_the_networks() -> None:
+    """On the meta device every operation with a tensor of another device fails, as it would on a GPU."""
+    network = sam_of("sam").to("meta")
+    points, labels = torch.zeros(2, 3, 2, device="meta"), torch.zeros(2, 3, dtype=torch.long, device="meta")
+    boxes, masks = torch.zeros(2, 4, device="meta"), torch.zeros(2, 1, 24, 24, device="meta")
+    for prompts in ((points, labels, boxes, masks), (points, labels), ()):
+        sparse, dense = network.prompt_encoder(*prompts)
+        embedding = network.image_encoder(torch.zeros(1, 3, 96, 96, device="meta"))
+        logits, _ = network.mask_decoder(embedding, network.prompt_encoder.dense_pe(), sparse, dense)
+        assert logits.shape == (len(sparse), 4, 24, 24)
+    stacks = torch.zeros(1, 5, 64, 64, device="meta")
+    logits, _ = ma_sam_of("ma_sam_bbox").to("meta")(stacks, torch.zeros(1, 5, 4, device="meta"))
+    assert logits.shape == (5, 3, 64, 64)
