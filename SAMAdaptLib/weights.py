@@ -41,8 +41,8 @@ class Checkpoint:
 def read_checkpoint(path: str | os.PathLike[str], sha256: str = "") -> Checkpoint:
     """Read a checkpoint: safetensors, or a PyTorch file that holds nothing but tensors and plain values.
 
-    A state dict under "model" or "state_dict" is taken out, and the prefix "module." of multi-GPU training
-    removed.
+    A state dict under "model", "state_dict" or "net" is taken out, and the prefix "module." of multi-GPU
+    training removed.
 
     Args:
         path: The file.
@@ -194,10 +194,10 @@ def _damaged(file: Path) -> WeightsError:
 
 
 def _flattened(content: Any) -> dict[str, Tensor]:
-    """Find the state dict: the content itself, or what training scripts put under "model" or "state_dict"."""
+    """Find the state dict: the content itself, or what training scripts put under one of three names."""
     if not isinstance(content, Mapping):
         return {}
-    for key in ("model", "state_dict"):
+    for key in ("model", "state_dict", "net"):
         if isinstance(content.get(key), Mapping):
             return _flattened(content[key])
     tensors = {name: value.detach() for name, value in content.items() if isinstance(value, Tensor)}

@@ -23,6 +23,9 @@ ARCHITECTURES: dict[str, str] = {
     "med_sa": "SAMAdaptLib.models.med_sa_predictors",
     "desam": "SAMAdaptLib.models.desam_predictors",
     "samed": "SAMAdaptLib.models.samed",
+    "db_sam": "SAMAdaptLib.models.db_sam",
+    "dapsam": "SAMAdaptLib.models.dapsam",
+    "sam_unet": "SAMAdaptLib.models.sam_unet",
 }
 """Architecture of a card -> module with a function `build_predictor` as `_Builder` describes."""
 
@@ -55,8 +58,8 @@ def build_predictor(
     """
     if card.architecture not in ARCHITECTURES:
         raise CardError(
-            f"The architecture '{card.architecture}' of {card.name} is not one of {', '.join(ARCHITECTURES)}. "
-            "Correct the card or update SAMAdapt."
+            f"The architecture '{card.architecture}' of {card.name} is not one of "
+            f"{', '.join(ARCHITECTURES)}. Correct the card or update SAMAdapt."
         )
     build = cast("_Builder", import_module(ARCHITECTURES[card.architecture]).build_predictor)
     return build(card, checkpoint, base, device)

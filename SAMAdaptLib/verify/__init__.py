@@ -10,7 +10,19 @@ from pathlib import Path
 import numpy as np
 
 from SAMAdaptLib.errors import JobError, SAMAdaptError
-from SAMAdaptLib.verify import desam, ma_sam, med_sa, medsam, mobile_sam, sam, sam_med2d, samed
+from SAMAdaptLib.verify import (
+    dapsam,
+    db_sam,
+    desam,
+    ma_sam,
+    med_sa,
+    medsam,
+    mobile_sam,
+    sam,
+    sam_med2d,
+    sam_unet,
+    samed,
+)
 from SAMAdaptLib.verify.golden_sets import Array, GoldenSet, Verifier, find_sets
 
 VERIFIERS: dict[str, Verifier] = {
@@ -26,6 +38,9 @@ VERIFIERS: dict[str, Verifier] = {
     "med_sa_3d": med_sa.outputs,
     "samed": samed.outputs,
     "samed_s": samed.outputs,
+    "db_sam": db_sam.outputs,
+    "dapsam": dapsam.outputs,
+    "sam_unet": sam_unet.outputs,
 }
 """Architecture that a set names -> what runs it; another family is one file and one line."""
 
