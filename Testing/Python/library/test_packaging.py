@@ -83,3 +83,8 @@ def test_every_package_of_the_library_is_listed() -> None:
     listed = set(settings["tool"]["setuptools"]["packages"]) - {"SAMAdaptLib.Resources"}
     folders = {file.parent for file in (PROJECT / "SAMAdaptLib").rglob("*.py")}
     assert listed == {".".join(folder.relative_to(PROJECT).parts) for folder in folders}
+
+
+def test_recorded_arrays_stay_small() -> None:
+    files = [file for file in (PROJECT / "Testing" / "Data").rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) < 15e6, "every version stays in the repository for ever"
