@@ -270,6 +270,14 @@ def test_masks_on_another_grid_are_sampled_and_say_so(axial: DicomSeries, tmp_pa
     assert_frames_in_place(tmp_path / "seg.dcm", axial, drawn())
 
 
+def test_masks_between_the_voxels_go_to_the_nearest(axial: DicomSeries, tmp_path: Path) -> None:
+    affine = axial.volume.geometry.affine_ijk_to_ras.copy()
+    affine[:3, 3] += 0.4 * affine[:3, 0] - 0.4 * affine[:3, 1]
+    shifted = Geometry((6, 10, 13), affine)
+    write_segmentation(tmp_path / "seg.dcm", drawn(), SEGMENTS, axial, geometry=shifted)
+    assert_frames_in_place(tmp_path / "seg.dcm", axial, drawn())
+
+
 def test_masks_of_another_patient_are_not_written(axial: DicomSeries, tmp_path: Path) -> None:
     affine = axial.volume.geometry.affine_ijk_to_ras.copy()
     affine[:3, 3] += 500
@@ -451,6 +459,10 @@ def test_patients_marked_anonymous_stay_marked(tmp_path: Path) -> None:
     series = read_series(SAMPLES["axial"].write(tmp_path / "series", mark))
     write_segmentation(tmp_path / "seg.dcm", drawn(), SEGMENTS, series)
     assert dcmread(tmp_path / "seg.dcm").DeidentificationMethod == "by rule 7"
+    for header in series.headers:
+        header.DeidentificationMethod = None  # the mark alone breaks the standard
+    write_segmentation(tmp_path / "seg.dcm", drawn(), SEGMENTS, series)
+    assert "PatientIdentityRemoved" not in dcmread(tmp_path / "seg.dcm")
 
 
 def test_odd_values_reach_no_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
