@@ -149,8 +149,8 @@ class SoftmaxFusion(Fusion):
 class SigmoidFusion(Fusion):
     """Each pixel and channel gets a share of the maps, the rest being of the tokens.
 
-    The official DANE takes one number per pixel from the map, and one per channel from the mean of the tokens;
-    DANE3 takes both per pixel and channel.
+    The official DANE takes one number per pixel from the map, and one per channel from the mean of the
+    tokens; DANE3 takes both per pixel and channel.
 
     Args:
         embed_dim: Channels C.

@@ -143,9 +143,9 @@ class Block(nn.Module):
     """Attention and MLP, with three places where an adapter may stand.
 
     `before_attention` and `after_attention` take and give (B, H, W, C), residual included. `beside_mlp` takes
-    what the MLP takes, (B, H, W, C) after the second normalisation, and what else the block is called with; it
-    is added to what the MLP gives. The fourth place of the published adapters, an increment of queries and
-    values, is `attn.qkv` itself: see `add_to_qkv`.
+    what the MLP takes, (B, H, W, C) after the second normalisation, and what else the block is called with;
+    it is added to what the MLP gives. The fourth place of the published adapters, an increment of queries
+    and values, is `attn.qkv` itself: see `add_to_qkv`.
     """
 
     def __init__(self, shape: ViTShape, index: int) -> None:
