@@ -247,7 +247,7 @@ class SamedVolumePredictor:
             raise VolumeError("A volume must be set before it is segmented, but none is. Load one first.")
         self._refuse(prompts)
         volume, axis, window = self._opened
-        for index in slices or range(volume.geometry.shape_ijk[AXES.index(axis)]):
+        for index in range(volume.geometry.shape_ijk[AXES.index(axis)]) if slices is None else slices:
             yield self._segmented(volume, volume.geometry.plane(axis, index), window)
 
     def _refuse(self, prompts: Prompts) -> None:

@@ -261,6 +261,7 @@ def test_a_session_segments_the_whole_volume_by_itself(network: Samed, volume: V
     session.propagate(range(1, 3))
     np.testing.assert_array_equal(session.labels[1:3], expected[1:3])
     assert not session.labels[0].any()
+    assert list(session.predictor.predict(Prompts(), range(2, 2))) == []
     session.propagate()
     np.testing.assert_array_equal(session.labels, expected)
     assert set(session.confidence) == set(range(5))
