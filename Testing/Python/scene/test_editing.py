@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from SAMAdaptLib.errors import GeometryError
 from SAMAdaptSlicer.editing import UNLIMITED_UNDO, SegmentWriter
-from SAMAdaptSlicer.labelmaps import patch_of_mask, patch_to_image
+from SAMAdaptSlicer.labelmaps import paste, patch_of_mask, patch_to_image
 from SAMAdaptSlicer.segments import add_segment, new_segmentation, read_mask, write_mask
 
 from .phantoms import GRIDS
@@ -114,12 +114,16 @@ def test_rules(bench: Bench, mask_mode: str, overwrite: str, intensity: bool, la
     bench.editor_node.SetSourceVolumeIntensityMaskRange(25, 80)
     new = ball(4, 4, 4, 3)
 
-    bench.write(new)
+    patch = bench.write(new)
 
     allowed = editable(mask_mode, old)
     if intensity:
         allowed = allowed & (bench.voxels >= 25) & (bench.voxels <= 80)
-    assert np.array_equal(bench.read("edited"), np.where(allowed, new, old["edited"]))
+    expected = np.where(allowed, new, old["edited"])
+    assert np.array_equal(bench.read("edited"), expected)
+    reported = np.zeros(SHAPE, dtype=bool)
+    paste(patch, reported)
+    assert np.array_equal(reported, expected)
     for name in ("visible", "hidden"):
         loses = overwrite == "overwrite all" or (overwrite == "overwrite visible" and name == "visible")
         expected = old[name] & ~(new & allowed) if loses else old[name]
@@ -170,6 +174,10 @@ def test_fast_path_is_taken_where_no_rule_can_act(bench: Bench, monkeypatch: pyt
     bench.write(ball(6, 6, 6, 1))  # no voxel of a neighbour in its box
     assert not called
     assert np.array_equal(bench.read("edited"), ball(6, 6, 6, 1))
+    bench.fill(hidden=ball(1, 6, 1, 1))
+    bench.editor_node.SetOverwriteMode(EDITOR.OverwriteVisibleSegments)
+    bench.write(ball(1, 6, 1, 1))  # only a hidden one, which this mode leaves alone
+    assert not called
     bench.write(ball(2, 2, 2, 1))
     assert called == [True]
 
@@ -241,6 +249,25 @@ def test_refused_write_saves_no_state(bench: Bench, add_volume: Any) -> None:
         bench.write(np.ones((2, 2, 2), dtype=bool))
     assert same(bench.state(), old)
     assert not bench.writer.undo_stack.undo()
+
+
+def test_neighbours_of_a_shared_layer_of_another_grid_keep_their_voxels(
+    bench: Bench, add_volume: Any
+) -> None:
+    shape = (16, 18, 20)
+    finer = add_volume(GRID @ np.diag([0.5, 0.5, 0.5, 1.0]), shape)
+    mask = np.random.default_rng(4).random(shape) < 0.5
+    mask[:10] = False
+    first = np.zeros(shape, dtype=bool)
+    first[2:4, 2:6, 2:6] = True
+    segmentation_node = bench.segmentation_node
+    write_mask(segmentation_node, bench.edited, first, finer)
+    write_mask(segmentation_node, bench.hidden, mask, finer)
+    segmentation_node.GetSegmentation().CollapseBinaryLabelmaps(False)
+    bench.editor_node.SetMaskMode(NODE.EditAllowedOutsideAllSegments)
+    bench.write(ball(1, 2, 2, 1.5))
+    assert np.array_equal(bench.read("edited"), ball(1, 2, 2, 1.5))
+    assert np.array_equal(read_mask(segmentation_node, bench.hidden, finer), mask)
 
 
 def test_segment_of_another_grid_is_brought_to_the_volumes_grid_by_rules(
