@@ -277,7 +277,7 @@ class MaSamVolumePredictor:
 
         Args:
             prompts: Boxes for a network trained with them, else nothing.
-            slices: Which; None for all, or for those that the boxes reach.
+            slices: Which, as far as the boxes reach; None for those that hold a box, or for all without boxes.
 
         Raises:
             PromptError: Prompts that the network was not trained for.
@@ -286,15 +286,18 @@ class MaSamVolumePredictor:
         """
         stacks = self.stacks
         boxes = self._boxes(prompts, stacks)
-        wanted = _reach(boxes, prompts, stacks) if boxes else range(len(stacks))
+        reach = _reach(boxes, prompts, stacks) if boxes else range(len(stacks))
         if slices is not None:
-            wanted = range(max(slices.start, wanted.start), min(slices.stop, wanted.stop))
+            wanted = [range(max(slices.start, reach.start), min(slices.stop, reach.stop))]
+        else:
+            wanted = [range(index, index + 1) for index in sorted(boxes)] or [reach]
 
         def probabilities(centre: int) -> Floats:
             return self.probabilities(centre, _nearest(boxes, centre) if boxes else None)
 
-        for index, mean, _ in stacks.ensemble(wanted, probabilities):
-            yield _as_mask(index, stacks.to_picture(mean, index))
+        for part in wanted:
+            for index, mean, _ in stacks.ensemble(part, probabilities):
+                yield _as_mask(index, stacks.to_picture(mean, index))
 
     @property
     def stacks(self) -> SliceStacks:

@@ -245,7 +245,9 @@ class TestBoxes:
 
     def test_a_box_speaks_for_the_slices_of_its_stack(self, predictor: MaSamVolumePredictor) -> None:
         box = Box.from_corners((-10, -12, 4), (-40, -50, 4))
-        assert [result.index for result in predictor.predict(Prompts((box,)))] == [2, 3, 4, 5, 6]
+        assert [result.index for result in predictor.predict(Prompts((box,)))] == [4]
+        spread = predictor.predict(Prompts((box,)), range(9))
+        assert [result.index for result in spread] == [2, 3, 4, 5, 6]
         thick = Box.from_corners((-10, -12, 0), (-40, -50, 6))
         assert [result.index for result in predictor.predict(Prompts((thick,)), range(1, 9))] == [
             1,
@@ -266,7 +268,9 @@ class TestBoxes:
         only = Box.from_corners((-10, -12, 4), (-40, -50, 4))
         mean = predictor.stacks.ensemble(range(2, 7), lambda centre: predictor.probabilities(centre, box))
         labels = {index: value.argmax(axis=0) for index, value, _ in mean}
-        for result in predictor.predict(Prompts((only,))):
+        results = list(predictor.predict(Prompts((only,)), range(9)))
+        assert len(results) == 5
+        for result in results:
             np.testing.assert_array_equal(result.labels, labels[result.index])
 
     def test_other_prompts_and_none_are_refused(self, predictor: MaSamVolumePredictor) -> None:
