@@ -277,7 +277,7 @@ class MaSamVolumePredictor:
 
         Args:
             prompts: Boxes for a network trained with them, else nothing.
-            slices: Which, as far as the boxes reach; None for those that hold a box, or for all without boxes.
+            slices: Which, as far as the boxes reach; None for those that hold a box, without boxes for all.
 
         Raises:
             PromptError: Prompts that the network was not trained for.
