@@ -31,19 +31,17 @@ from numpy.typing import NDArray
 from scipy.ndimage import zoom
 from torch import Tensor, nn
 
-from SAMAdaptLib.cards import ModelCard, cards_that_take
+from SAMAdaptLib.cards import ModelCard
 from SAMAdaptLib.device import out_of_memory_as_error
-from SAMAdaptLib.errors import CardError, PromptError, VolumeError, WeightsError
-from SAMAdaptLib.geometry import AXES, Axis, SlicePlane
-from SAMAdaptLib.prompts import Prompts
+from SAMAdaptLib.errors import CardError, VolumeError, WeightsError
+from SAMAdaptLib.geometry import Axis
 from SAMAdaptLib.volume import IntensityWindow, Volume
 from SAMAdaptLib.weights import copy_into, read_checkpoint, recognise
 
+from .automatic import AutomaticSlices
 from .mask_decoder import MaskDecoder
-from .predictor import SliceMask
 from .prompt_encoder import PromptEncoder
 from .sam import Sam, vit_shape_of
-from .slice_stacks import FileAxes
 from .vit import ImageEncoderViT, ViTShape, blocks_of, with_positions_for
 
 SLICE_SIZE = 224
@@ -191,12 +189,11 @@ def load_samed(
     return load_into_samed(network, base, adapter)
 
 
-class SamedVolumePredictor:
+class SamedVolumePredictor(AutomaticSlices):
     """A `VolumePredictor` that segments every slice by itself.
 
     The card's options may hold `window` (what the network was trained with, in place of the session's),
-    `slice_size` (see `SLICE_SIZE`) and `file_axes` (see `FileAxes`; the network saw the arrays as they were
-    stored, y downwards and x to the right).
+    `slice_size` (see `SLICE_SIZE`) and `file_axes` (see `AutomaticSlices`).
 
     Args:
         network: Loaded.
@@ -207,15 +204,13 @@ class SamedVolumePredictor:
 
     def __init__(self, network: Samed, card: ModelCard, checkpoint_sha256: str, device: torch.device) -> None:
         """Move the network to the device and freeze it."""
-        self.card = card
-        self.checkpoint_sha256 = checkpoint_sha256
+        super().__init__(card, checkpoint_sha256)
         self._network = network.eval().requires_grad_(False).to(device)
         self._device = device
         self._slice_size = card.options.get("slice_size", SLICE_SIZE)
-        # MA-SAM shows x and y from their far ends on, SAMed from their near ends.
-        y_sign, x_sign = FileAxes(card.options.get("file_axes", "RAS")).signs_yx
-        self._flips = slice(None, None, -y_sign), slice(None, None, -x_sign)
-        self._opened: tuple[Volume, Axis, IntensityWindow] | None = None
+        trained = card.options.get("window")
+        self._trained = IntensityWindow(*trained) if trained else None
+        self._window = self._trained or IntensityWindow(0, 1)
 
     def set_volume(self, volume: Volume, axis: Axis, window: IntensityWindow) -> None:
         """Take a volume, the axis across its slices and the window, which the card may overrule.
@@ -228,54 +223,26 @@ class SamedVolumePredictor:
                 f"{self.card.title} takes grey volumes, but this one is in colour. Convert it or choose "
                 "another model."
             )
-        trained = self.card.options.get("window")
-        self._opened = volume, axis, IntensityWindow(*trained) if trained else window
-
-    def predict(self, prompts: Prompts, slices: range | None = None) -> Iterator[SliceMask]:
-        """Segment slice by slice, from the first of the range to the last.
-
-        Args:
-            prompts: None must be there.
-            slices: Which; None for all.
-
-        Raises:
-            PromptError: A prompt was given.
-            VolumeError: No volume was set.
-            DeviceError: Not enough memory.
-        """
-        if self._opened is None:
-            raise VolumeError("A volume must be set before it is segmented, but none is. Load one first.")
-        self._refuse(prompts)
-        volume, axis, window = self._opened
-        for index in range(volume.geometry.shape_ijk[AXES.index(axis)]) if slices is None else slices:
-            yield self._segmented(volume, volume.geometry.plane(axis, index), window)
-
-    def _refuse(self, prompts: Prompts) -> None:
-        for kind in sorted(prompts.kinds()):
-            others = ", ".join(cards_that_take(kind)) or "none of the list"
-            raise PromptError(
-                f"{self.card.title} segments by itself and takes no prompts, but a {kind} was placed. Remove "
-                f"it, or choose a model that takes it: {others}."
-            )
-
-    def _segmented(self, volume: Volume, plane: SlicePlane, window: IntensityWindow) -> SliceMask:
-        picture = plane.extract(volume.voxels)[self._flips].astype(np.float32)
-        shown = (np.clip(picture, window.lower, window.upper) - window.lower) / (window.upper - window.lower)
-        labels, confidence = self.segment(shown)
-        return SliceMask(plane.index, np.ascontiguousarray(labels[self._flips]), confidence)
+        super().set_volume(volume, axis, window)
+        self._window = self._trained or window
 
     @torch.inference_mode()
-    def segment(self, picture: NDArray[np.float32]) -> tuple[NDArray[np.uint8], float]:
+    def segment(self, picture: NDArray[Any]) -> tuple[NDArray[np.uint8], float]:
         """Segment one picture.
 
         Args:
-            picture: (rows, columns) in 0..1, the way the network was trained.
+            picture: (rows, columns), the volume's own values, the way the network was trained.
 
         Returns:
             Class numbers (rows, columns), and the mean probability of the object's pixels, which stands for
             the overlap with the truth.
+
+        Raises:
+            DeviceError: Not enough memory.
         """
-        seen = _resized(picture, (self._slice_size, self._slice_size), order=3)
+        lower, upper = self._window.lower, self._window.upper
+        seen = (np.clip(picture.astype(np.float32), lower, upper) - lower) / (upper - lower)
+        seen = _resized(seen, (self._slice_size, self._slice_size), order=3)
         seen = _resized(seen, self._network.image_encoder.input_size, order=3)
         with out_of_memory_as_error("Segmenting a slice"):
             logits, _ = self._network(torch.from_numpy(seen).to(self._device)[None])
