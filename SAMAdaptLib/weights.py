@@ -144,6 +144,7 @@ _SIGNATURES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("DB-SAM", (r"^image_encoder\.adapter\.aggregation\.",)),
     ("DeSAM", (r"^mask_decoder\.pimm\.",)),
     ("SAM-UNet", (r"^image_encoder\.sam_img_encoder\.",)),
+    ("HQ-SAM", (r"^mask_decoder\.hf_token\.weight$",)),
     ("a Medical SAM Adapter checkpoint", (r"Space_Adapter", r"mask_decoder")),
     ("a Medical SAM Adapter file without its decoder", (r"Space_Adapter",)),
     ("SAM-Med2D", (r"blocks\.0\.Adapter\.channel\.0\.weight$",)),

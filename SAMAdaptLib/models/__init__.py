@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 ARCHITECTURES: dict[str, str] = {
     "sam": "SAMAdaptLib.models.sam",
     "medsam": "SAMAdaptLib.models.medsam",
+    "hq_sam": "SAMAdaptLib.models.hq_sam",
     "mobile_sam": "SAMAdaptLib.models.mobile_sam",
     "ma_sam": "SAMAdaptLib.models.ma_sam",
     "sam_med2d": "SAMAdaptLib.models.sam_med2d",
