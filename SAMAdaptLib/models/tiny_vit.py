@@ -137,6 +137,8 @@ def window_offsets(side: int) -> Tensor:
 class WindowAttention(nn.Module):
     """Multi-head attention inside one window, with a bias per head and absolute offset."""
 
+    offsets: Tensor  # (side², side²)
+
     def __init__(self, width: int, heads: int, side: int) -> None:
         super().__init__()
         self.heads = heads

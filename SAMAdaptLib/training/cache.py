@@ -92,7 +92,6 @@ class FeatureCache:
     def fill(self, model: MobileSam, size: int, report: Callable[[str], None]) -> None:
         """Encode the records that are not there yet."""
         encoder = copy.deepcopy(model.image_encoder).eval().fold_batch_norms()
-        encoder = encoder.to(memory_format=torch.channels_last)
         missing = np.flatnonzero(self._done == 0)
         for count, row in enumerate(missing):
             framed = self.records[row].make()

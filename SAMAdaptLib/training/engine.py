@@ -123,7 +123,7 @@ class Trainer:
             group["lr"] = group["peak"] * factor
         self.optimizer.zero_grad(set_to_none=True)
         loss, parts = step_loss(StepContext(self.config, self.model, self.teacher, self.cache, batch, rng))
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
         self.optimizer.step()
         decay = min(self.config.averaging, (1 + step) / (10 + step))

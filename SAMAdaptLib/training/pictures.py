@@ -6,6 +6,7 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK
@@ -47,9 +48,9 @@ class PictureSource:
 
 @dataclass(frozen=True, eq=False)
 class LabelledPicture:
-    """Grey values and class numbers, both (rows, columns) uint8; class 0 is background."""
+    """Grey values 0..255 and uint8 class numbers, both (rows, columns); class 0 is background."""
 
-    picture: NDArray[np.uint8]
+    picture: NDArray[Any]
     labels: NDArray[np.uint8]
 
 
@@ -149,7 +150,7 @@ def _slice_of_volume(item: Item, rng: np.random.Generator) -> LabelledPicture:
     else:
         lower, upper = (float(v) for v in np.percentile(voxels[voxels != 0], _MR_PERCENTILES))
     grey = np.clip((voxels.take(index, axis) - lower) / max(upper - lower, 1e-6), 0, 1)
-    return LabelledPicture(np.rint(255 * grey).astype(np.uint8), labels.take(index, axis))
+    return LabelledPicture(np.rint(255 * grey).astype(np.uint8), np.take(labels, index, axis))
 
 
 def largest_slices(folder: Path, least_pixels: int = 50) -> list[LabelledPicture]:

@@ -73,7 +73,7 @@ def list_cases(cache: FeatureCache) -> list[Case]:
 def validate(model: MobileSam, cache: FeatureCache, cases: Sequence[Case], seed: int) -> Scores:
     """Measure Dice on all cases; the same seed draws the same boxes."""
     model.eval()
-    results: dict[str, list[tuple[float, float, float, float]]] = {}
+    results: dict[str, list[tuple[float, ...]]] = {}
     for start in range(0, len(cases), _BATCH):
         batch = cases[start : start + _BATCH]
         rows = sorted({case.row for case in batch})
