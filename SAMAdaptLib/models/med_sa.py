@@ -166,8 +166,11 @@ class MedSaBlock(Block):
 def depth_grid(slices: int) -> tuple[int, int]:
     """Lay slices out as rows and columns, the squarest that the official search finds.
 
-    It starts from a grid that is not square, so 4 slices become 1 x 4 and 9 become 1 x 9.
+    It starts from a grid that is not square, so 4 slices become 1 x 4 and 9 become 1 x 9. For a single slice
+    it would never end.
     """
+    if slices < 2:
+        return 1, slices
     rows = math.isqrt(slices)
     columns = rows + 1
     while rows * columns != slices:
