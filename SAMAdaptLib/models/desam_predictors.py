@@ -10,7 +10,6 @@ the best score, but the best one that has neither small holes nor small islands.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,18 +21,16 @@ from scipy import ndimage
 from skimage.transform import resize
 from torch import Tensor
 
-from SAMAdaptLib.cards import ModelCard, cards_that_take
+from SAMAdaptLib.cards import ModelCard
 from SAMAdaptLib.device import out_of_memory_as_error
-from SAMAdaptLib.errors import CardError, PromptError, VolumeError
-from SAMAdaptLib.geometry import AXES, Axis, SlicePlane
-from SAMAdaptLib.prompts import Prompts
+from SAMAdaptLib.errors import CardError, VolumeError
+from SAMAdaptLib.geometry import Axis
 from SAMAdaptLib.volume import IntensityWindow, Volume
 from SAMAdaptLib.weights import read_checkpoint
 
+from .automatic import AutomaticSlices
 from .desam import DeSam, load_desam
 from .framing import LongestSide
-from .predictor import SliceMask
-from .slice_stacks import FileAxes
 
 MODES = ("grid", "box")
 SLICE_SIZE = 256
@@ -142,12 +139,11 @@ def shown(grey: NDArray[np.uint8], size: int = SLICE_SIZE) -> NDArray[np.uint8]:
     return np.repeat(resized.astype(np.uint8)[:, :, None], 3, axis=2)
 
 
-class DeSamVolumePredictor:
+class DeSamVolumePredictor(AutomaticSlices):
     """A `VolumePredictor` that segments every slice by itself, with one class.
 
     The card's options may hold `mode` ("grid" or "box", as the network was trained), `slice_size`, `grid`,
-    `lowest_iou`, `smallest_area` and `file_axes` (see `FileAxes`; the network saw the arrays as they were
-    stored, y downwards and x to the right).
+    `lowest_iou`, `smallest_area` and `file_axes` (see `AutomaticSlices`).
 
     Args:
         network: Loaded.
@@ -162,8 +158,7 @@ class DeSamVolumePredictor:
     def __init__(self, network: DeSam, card: ModelCard, checkpoint_sha256: str, device: torch.device) -> None:
         """Move the network to the device and freeze it."""
         options = card.options
-        self.card = card
-        self.checkpoint_sha256 = checkpoint_sha256
+        super().__init__(card, checkpoint_sha256)
         self._network = network.eval().requires_grad_(False).to(device)
         self._device = device
         self._mode = options.get("mode", MODES[0])
@@ -177,10 +172,7 @@ class DeSamVolumePredictor:
         self._grid = options.get("grid", GRID)
         self._lowest_iou = options.get("lowest_iou", LOWEST_IOU)
         self._smallest_area = options.get("smallest_area", SMALLEST_AREA)
-        # MA-SAM shows x and y from their far ends on, DeSAM from their near ends.
-        y_sign, x_sign = FileAxes(options.get("file_axes", "LPS")).signs_yx
-        self._flips = slice(None, None, -y_sign), slice(None, None, -x_sign)
-        self._opened: tuple[Volume, Axis, NDArray[np.uint8]] | None = None
+        self._stretched: tuple[Volume, Volume] | None = None
 
     def set_volume(self, volume: Volume, axis: Axis, window: IntensityWindow) -> None:
         """Take a volume and the axis across its slices; its percentiles overrule the window.
@@ -193,44 +185,19 @@ class DeSamVolumePredictor:
                 f"{self.card.title} takes grey volumes, but this one is in colour. Convert it or choose "
                 "another model."
             )
-        if self._opened is None or self._opened[0] is not volume:
-            self._opened = volume, axis, grey_values(volume.voxels)
-        self._opened = volume, axis, self._opened[2]
+        if self._stretched is None or self._stretched[0] is not volume:
+            grey = Volume(grey_values(volume.voxels), volume.geometry, volume.modality, volume.name)
+            self._stretched = volume, grey
+        super().set_volume(self._stretched[1], axis, window)
 
-    def predict(self, prompts: Prompts, slices: range | None = None) -> Iterator[SliceMask]:
-        """Segment slice by slice, from the first of the range to the last.
-
-        Args:
-            prompts: None must be there.
-            slices: Which; None for all.
-
-        Raises:
-            PromptError: A prompt was given.
-            VolumeError: No volume was set.
-            DeviceError: Not enough memory.
-        """
-        if self._opened is None:
-            raise VolumeError("A volume must be set before it is segmented, but none is. Load one first.")
-        for kind in sorted(prompts.kinds()):
-            others = ", ".join(cards_that_take(kind)) or "none of the list"
-            raise PromptError(
-                f"{self.card.title} segments by itself and takes no prompts, but a {kind} was placed. Remove "
-                f"it, or choose a model that takes it: {others}."
-            )
-        volume, axis, grey = self._opened
-        every = range(volume.geometry.shape_ijk[AXES.index(axis)])
-        for index in every if slices is None else slices:
-            yield self._segmented(grey, volume.geometry.plane(axis, index))
-
-    def _segmented(self, grey: NDArray[np.uint8], plane: SlicePlane) -> SliceMask:
-        picture = plane.extract(grey)[self._flips]
-        mask, confidence = self.segment(shown(picture, self._slice_size))
+    def segment(self, picture: NDArray[Any]) -> tuple[NDArray[np.uint8], float]:
+        """Segment one slice (rows, columns) of the stretched volume: class numbers, and a score."""
+        mask, confidence = self.segment_shown(shown(picture, self._slice_size))
         share = resize(mask.astype(np.float32), picture.shape, order=1, mode="edge", anti_aliasing=False)
-        labels = np.where(share > 0.5, _CLASS, 0).astype(np.uint8)
-        return SliceMask(plane.index, np.ascontiguousarray(labels[self._flips]), confidence)
+        return np.where(share > 0.5, _CLASS, 0).astype(np.uint8), confidence
 
     @torch.inference_mode()
-    def segment(self, picture: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], float]:
+    def segment_shown(self, picture: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], float]:
         """Segment one picture (rows, columns, 3), the way the network was trained.
 
         Returns:

@@ -347,7 +347,7 @@ def phantom(affine: np.ndarray | None = None) -> Volume:
 class _Bright(DeSamVolumePredictor):
     """Finds what is bright: what a trained network would do, to test what surrounds it."""
 
-    def segment(self, picture: np.ndarray) -> tuple[np.ndarray, float]:
+    def segment_shown(self, picture: np.ndarray) -> tuple[np.ndarray, float]:
         self.shown = picture
         return picture[..., 0] > 128, 0.75
 
@@ -369,7 +369,7 @@ def test_a_session_segments_a_volume_by_itself_and_takes_no_prompts(network: DeS
         else:
             best = select(point_grid(network, framing, features, (32, 32), 2), -100.0, smallest_area=4)
             expected, score = best.masks[0], float(np.clip(best.scores[0], 0, 1))
-    found, confidence = predictor.segment(picture)
+    found, confidence = predictor.segment_shown(picture)
     np.testing.assert_array_equal(found, expected)
     assert confidence == pytest.approx(score, abs=1e-6)
     with pytest.raises(PromptError, match=r"segments by itself and takes no prompts, but a point"):
@@ -378,7 +378,7 @@ def test_a_session_segments_a_volume_by_itself_and_takes_no_prompts(network: DeS
 
 def test_no_candidate_good_enough_is_an_empty_mask(network: DeSam) -> None:
     card = replace(CARD, options=OPTIONS | {"lowest_iou": 1000.0})
-    mask, _ = DeSamVolumePredictor(network, card, "00", CPU).segment(np.zeros((32, 32, 3), np.uint8))
+    mask, _ = DeSamVolumePredictor(network, card, "00", CPU).segment_shown(np.zeros((32, 32, 3), np.uint8))
     assert not mask.any()
 
 
