@@ -437,7 +437,7 @@ def test_every_card_builds_its_network_from_a_file_of_the_official_training(
         predictor = build_predictor(find_card(name), Path("f.pth"), None, torch.device("meta"))
     assert isinstance(predictor, DeSamVolumePredictor)
     assert built == [646]
-    assert recognise(tensors) == "DeSAM"
+    assert recognise(tensors).startswith("DeSAM")
 
 
 def test_files_of_other_networks_are_refused() -> None:

@@ -282,7 +282,7 @@ def test_adapters_alone_are_refused_with_the_reason() -> None:
         WeightsError, match=r"adapters alone.*decoder trained with them is missing.*reproduced"
     ):
         load_med_sa(zoo, 256)
-    assert recognise(zoo) == "a Medical SAM Adapter file without its decoder"
+    assert "Medical SAM Adapter file without its decoder" in recognise(zoo)
 
 
 @pytest.mark.parametrize("name", ["med_sa_vit_b.own", "med_sa_vit_b_3d.own"])
