@@ -21,6 +21,8 @@ def outputs(golden: GoldenSet, checkpoint: Path | None) -> Iterator[tuple[str, A
     network = tiny_hq_sam(golden)
     load_into(network, golden.tensors(checkpoint), "HQ-SAM")
     network.eval()
+    decoder = network.mask_decoder
+    assert isinstance(decoder, HqMaskDecoder)
     arrays = {name: torch.from_numpy(value) for name, value in golden.arrays().items()}
     features = network.image_encoder(arrays["network_input"])
     yield "image_embedding", to_array(features[0])
@@ -34,10 +36,10 @@ def outputs(golden: GoldenSet, checkpoint: Path | None) -> Iterator[tuple[str, A
             arrays["box_xyxy"] if what in ("box", "all") else None,
             arrays["mask_input"] if what == "all" else None,
         )
-        network.mask_decoder.hq_only = how == "hq_only"
+        decoder.hq_only = how == "hq_only"
         masks = THREE_MASKS if how == "multi" else SINGLE_MASK
         pe = network.prompt_encoder.dense_pe()
-        logits, score = network.mask_decoder(features, pe, sparse, dense, masks)
+        logits, score = decoder(features, pe, sparse, dense, masks)
         yield f"{case}/low_res_logits", to_array(logits)
         yield f"{case}/iou", to_array(score)
 
