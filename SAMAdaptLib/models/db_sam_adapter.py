@@ -275,8 +275,7 @@ class TwoBranches(Branches):
         super().__init__(embed_dim, pyramid, aggregation)
         self.vit_cross_attn_blocks, self.conv_cross_attn_blocks = blocks
         self.attends_first = attends_first
-        if len(attention):
-            self.vit_conv_blocks = attention
+        self.vit_conv_blocks = attention
         self.conv = nn.Conv2d(len(pyramid.levels) * embed_dim, embed_dim, kernel_size=1)
 
     @classmethod
@@ -303,7 +302,7 @@ class TwoBranches(Branches):
 
     def forward(self, stage: int, tokens: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
         """Let tokens (B, H, W, C) and maps (B, L, H, W, C) look at each other."""
-        attention = self.vit_conv_blocks[stage] if hasattr(self, "vit_conv_blocks") else nn.Identity()
+        attention = self.vit_conv_blocks[stage] if len(self.vit_conv_blocks) else nn.Identity()
         if self.attends_first:
             tokens = attention(tokens)
         given = tokens[:, None]
