@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from SAMAdaptLib.cards import ModelCard
+from SAMAdaptLib.prompts import PixelPrompts
 from SAMAdaptLib.weights import load_into, read_checkpoint
 
 from .framing import LongestSide, LongestSideMinMax
-from .mask_decoder import MaskDecoder
+from .mask_decoder import SINGLE_MASK, MaskDecoder
 from .prompt_encoder import PromptEncoder
 from .sam import SamSlicePredictor
 from .tiny_vit import UNUSED_KEYS, TinyViT, TinyViTConfig
@@ -55,6 +56,13 @@ def load_mobile_sam(tensors: Mapping[str, Tensor], input_size: int = 1024, lite:
     return network.eval()
 
 
+class FirstClickSlicePredictor(SamSlicePredictor):
+    """For weights whose single-mask token was trained with one click: the mask is its, not the best of three."""
+
+    def _candidates(self, prompts: PixelPrompts, mask: Tensor | None) -> slice:
+        return SINGLE_MASK
+
+
 def build_predictor(
     card: ModelCard, checkpoint: Path, base: Path | None, device: torch.device
 ) -> SamSlicePredictor:
@@ -65,4 +73,6 @@ def build_predictor(
     network = load_mobile_sam(file.tensors, size, lite)
     network.image_encoder.fold_batch_norms()
     framing = LongestSideMinMax(size) if lite else LongestSide(size)
-    return SamSlicePredictor(network, card, file.sha256, framing, device)
+    single = card.options.get("first_click") == "single"
+    predictor = FirstClickSlicePredictor if single else SamSlicePredictor
+    return predictor(network, card, file.sha256, framing, device)

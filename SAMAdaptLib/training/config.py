@@ -22,6 +22,7 @@ class TrainingConfig:
         validation: Folders that hold image.nii.gz and label.nii.gz, used to choose, never to train.
         cache: Folder for the frozen part's output; large, may be deleted.
         output: Folder for checkpoints, log and curves.
+        licence: Of the weights, written into their file; what base and data allow.
         seed: Decides split, augmentation, order and prompts.
         threads: Processor threads.
         input_size: Side of the network input in pixels.
@@ -50,6 +51,7 @@ class TrainingConfig:
     cache: Path
     output: Path
     validation: list[Path] = field(default_factory=list)
+    licence: str = ""
     seed: int = 20261121
     threads: int = 2
     input_size: int = 512

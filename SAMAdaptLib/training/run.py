@@ -10,7 +10,7 @@ import torch
 
 from SAMAdaptLib.files import sha256_of_file
 from SAMAdaptLib.models.mobile_sam import load_mobile_sam
-from SAMAdaptLib.training.cache import build_cache
+from SAMAdaptLib.training.cache import TRAIN, build_cache
 from SAMAdaptLib.training.config import TrainingConfig
 from SAMAdaptLib.training.engine import Report, Trainer
 from SAMAdaptLib.training.export import write_summary, write_weights
@@ -39,11 +39,12 @@ def run_training(config: TrainingConfig, report: Report) -> Path:
     facts = {
         "base": checkpoint.name,
         "base_sha256": checkpoint.sha256,
+        "licence": config.licence,
         "seed": str(config.seed),
         "steps": str(config.steps),
         "share": str(share),
         "input_size": str(config.input_size),
-        "data_sets": json.dumps(sorted({record.dataset for record in cache.records})),
+        "data_sets": json.dumps(sorted(cache.rows(TRAIN))),
     }
     path = config.output / WEIGHTS_NAME
     sha256 = write_weights(trainer.blended(share), facts, path)
