@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from SAMAdaptLib.errors import SAMAdaptError
+    from SAMAdaptLib.frames import read_frames
     from SAMAdaptLib.geometry import Geometry
     from SAMAdaptLib.image_files import read_volume, write_volume
     from SAMAdaptLib.loading import load_model
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "SAMAdaptError": "errors",
+    "read_frames": "frames",
     "Geometry": "geometry",
     "read_volume": "image_files",
     "write_volume": "image_files",
@@ -51,6 +53,7 @@ __all__ = [
     "Session",
     "Volume",
     "load_model",
+    "read_frames",
     "read_volume",
     "write_volume",
 ]

@@ -110,6 +110,11 @@ class ModelCard:
         return not self.prompts
 
     @property
+    def takes_colour(self) -> bool:
+        """Whether it takes colour volumes: single slices with prompts do, others if their options say so."""
+        return bool(self.options.get("colour", self.dimensions == 2 and not self.is_automatic))
+
+    @property
     def shipped_path(self) -> Path | None:
         """The file that came with the project, for a shipped model."""
         return resources_folder() / self.source.path if self.source.kind == "shipped" else None
@@ -173,6 +178,11 @@ def find_card(name: str | None = None, cards: Sequence[ModelCard] | None = None)
 def cards_that_take(kind: str) -> list[str]:
     """Names of the models that take a kind of prompt."""
     return [card.name for card in all_cards() if kind in card.prompts]
+
+
+def cards_that_take_colour() -> list[str]:
+    """Names of the models that take colour volumes."""
+    return [card.name for card in all_cards() if card.takes_colour]
 
 
 def _card(entry: dict[str, Any], origin: str) -> ModelCard:

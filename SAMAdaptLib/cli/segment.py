@@ -12,6 +12,7 @@ import numpy as np
 
 from SAMAdaptLib.dicom import DicomSeries, read_series
 from SAMAdaptLib.errors import JobError, PromptError
+from SAMAdaptLib.frames import holds_frames, read_frames
 from SAMAdaptLib.geometry import AXES
 from SAMAdaptLib.image_files import read_volume, write_volume
 from SAMAdaptLib.prompt_files import ObjectTask, read_prompt_file
@@ -24,9 +25,16 @@ def add_commands(commands: Any) -> None:
     parser = commands.add_parser(
         "segment",
         help="segment objects of a volume and write them",
-        description="Segment the objects that prompts point at. Positions are RAS mm.",
+        description="Segment the objects that prompts point at. Positions are RAS mm. The pictures of a "
+        "folder without DICOM (PNG, JPEG, BMP, TIFF, in the order of the numbers in their names) or the "
+        "frames of a video (needs PyAV) are the slices of a volume of 1 x 1 x 1 mm: pixel X, Y of frame K "
+        "lies at -X -Y K.",
     )
-    parser.add_argument("volume", type=Path, help="NIfTI, NRRD or MHA file, or a folder with a DICOM series")
+    parser.add_argument(
+        "volume",
+        type=Path,
+        help="NIfTI, NRRD or MHA file, folder with a DICOM series or with pictures, or a video",
+    )
     parser.add_argument(
         "--output", type=Path, default=Path("samadapt-output"), help="folder for what is written"
     )
@@ -49,6 +57,7 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--window", help=f"grey values seen: LOWER,UPPER or one of {', '.join(CT_WINDOWS)}")
     parser.add_argument("--slices", metavar="FIRST:LAST", help="slices to propagate over, both included")
     parser.add_argument("--no-propagate", action="store_true", help="segment the prompted slices only")
+    _add_frame_options(parser)
     _add_model_options(parser)
     parser.set_defaults(run=_segment)
 
@@ -59,8 +68,18 @@ def add_commands(commands: Any) -> None:
         "--output", type=Path, required=True, help="file for the label map (.nrrd, .nii.gz, .mha)"
     )
     replay.add_argument("--series", help="which DICOM series, by number or UID")
+    _add_frame_options(replay)
     _add_model_options(replay)
     replay.set_defaults(run=_replay)
+
+
+def _add_frame_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--frames", metavar="FIRST:LAST", help="part of a video or folder of pictures, from 0, both included"
+    )
+    parser.add_argument(
+        "--every", type=int, metavar="N", help="one frame of N; slices count those that were taken"
+    )
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -70,9 +89,29 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def open_volume(
-    path: Path, series: str | None = None, allow_gaps: bool = False
+    path: Path,
+    series: str | None = None,
+    allow_gaps: bool = False,
+    frames: range | None = None,
+    every: int | None = None,
 ) -> tuple[Volume, DicomSeries | None]:
-    """Read an image file, or a DICOM file or folder together with what a DICOM-SEG must refer to."""
+    """Read an image file or frames, or a DICOM file or folder with what a DICOM-SEG must refer to.
+
+    Args:
+        path: File or folder.
+        series: Of a folder with several DICOM series, its number or UID.
+        allow_gaps: Read a DICOM series with missing slices.
+        frames: Part of a video or of a folder of pictures; None for all.
+        every: Take one frame of so many; None for each.
+    """
+    if _is_series_of_frames(path):
+        first, last = (0, None) if frames is None else (frames.start, frames.stop - 1)
+        return read_frames(path, every=1 if every is None else every, first=first, last=last), None
+    if frames is not None or every is not None:
+        raise JobError(
+            f"Frames can be chosen of a video or a folder of pictures, but {path.name} is neither. Leave out "
+            "--frames and --every."
+        )
     if path.is_dir() or _is_dicom_file(path):
         chosen = int(series) if series is not None and series.isdigit() else series
         found = read_series(path, chosen, allow_gaps=allow_gaps)
@@ -87,7 +126,13 @@ def _segment(parsed: argparse.Namespace) -> int:
 
     tasks = _tasks(parsed)
     clock = _Clock()
-    volume, series = open_volume(parsed.volume, parsed.series, parsed.allow_gaps)
+    volume, series = open_volume(
+        parsed.volume,
+        parsed.series,
+        parsed.allow_gaps,
+        _numbers(parsed.frames, "Frames"),
+        parsed.every,
+    )
     clock.step(f"read {' x '.join(map(str, volume.geometry.shape_ijk))} voxels")
     predictor = load_model(parsed.model, device=parsed.device, checkpoint=parsed.checkpoint)
     if not tasks and not predictor.card.is_automatic:
@@ -120,7 +165,9 @@ def _replay(parsed: argparse.Namespace) -> int:
         raise JobError(
             f"A record (JSON) was wanted, but {parsed.record.name} cannot be read as one."
         ) from error
-    volume, _ = open_volume(parsed.volume, parsed.series)
+    volume, _ = open_volume(
+        parsed.volume, parsed.series, frames=_numbers(parsed.frames, "Frames"), every=parsed.every
+    )
     labels = replay_record(
         record, volume, load_model(parsed.model, device=parsed.device, checkpoint=parsed.checkpoint)
     )
@@ -140,18 +187,18 @@ def _tasks(parsed: argparse.Namespace) -> list[ObjectTask]:
                 parsed.name,
                 Prompts(tuple(given)),
                 propagate=not parsed.no_propagate,
-                slices=_slices(parsed.slices),
+                slices=_numbers(parsed.slices, "Slices"),
             )
         )
     return tasks
 
 
-def _slices(text: str | None) -> range | None:
+def _numbers(text: str | None, what: str) -> range | None:
     if text is None:
         return None
     first, _, last = text.partition(":")
     if not (first.isdigit() and last.isdigit()):
-        raise JobError(f"Slices should be two whole numbers such as 10:40, but came as '{text}'.")
+        raise JobError(f"{what} should be two whole numbers such as 10:40, but came as '{text}'.")
     return range(int(first), int(last) + 1)
 
 
@@ -170,11 +217,19 @@ def _window(text: str | None) -> IntensityWindow | None:
     return IntensityWindow(lower, upper)
 
 
+def _is_series_of_frames(path: Path) -> bool:
+    """Pictures that lie beside DICOM files, such as previews, are not what is meant."""
+    return holds_frames(path) and not any(_is_dicom_file(file) for file in path.rglob("*"))
+
+
 def _is_dicom_file(path: Path) -> bool:
     if not path.is_file():
         return False
-    with path.open("rb") as stream:
-        return stream.read(132)[128:] == b"DICM"
+    try:
+        with path.open("rb") as stream:
+            return stream.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
 
 
 class _Clock:

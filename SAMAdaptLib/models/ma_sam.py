@@ -6,6 +6,10 @@ sixteen times and has one mask per class.
 
 Paper: Chen et al., "MA-SAM: Modality-agnostic SAM adaptation for 3D medical image segmentation", Medical
 Image Analysis 2024 (https://arxiv.org/abs/2309.08842).
+
+The authors also trained it on colour frames of surgical scenes, with time in place of depth, but published
+neither these weights nor code that reads frames. Here colours are taken as they are and stretched over the
+stack together, as grey slices are; weights of another rule need that rule.
 """
 
 from __future__ import annotations
@@ -134,16 +138,17 @@ class MaSam(Sam):
         self.slices = slices
 
     def forward(self, stacks: Tensor, boxes_xyxy: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Segment every slice of stacks of grey slices.
+        """Segment every slice of stacks of slices.
 
         Args:
-            stacks: (B, d, H, W) in 0..1.
+            stacks: (B, d, H, W) grey or (B, d, 3, H, W) colour, in 0..1.
             boxes_xyxy: (B, d, 4) in pixels of the slices, for networks trained with boxes.
 
         Returns:
             Logits (B * d, classes + 1, H, W), the background first, and scores (B * d, classes + 1).
         """
-        pictures = stacks.flatten(0, 1)[:, None].expand(-1, 3, -1, -1)
+        slices = stacks.flatten(0, 1)
+        pictures = slices if slices.ndim == 4 else slices[:, None].expand(-1, 3, -1, -1)
         embedding = self.image_encoder(pictures)
         boxes = None if boxes_xyxy is None else boxes_xyxy.reshape(-1, 4)
         sparse, dense = self.prompt_encoder(boxes_xyxy=boxes)
@@ -237,8 +242,8 @@ def _required(adapter: Mapping[str, Tensor], name: str) -> Tensor:
 class MaSamVolumePredictor:
     """A `VolumePredictor`: the official pipeline of overlapping stacks, automatic or from boxes.
 
-    The card's options may hold `window` (what the network was trained with, in place of the session's) and
-    `file_axes` (see `FileAxes`).
+    The card's options may hold `window` (what the network was trained with, in place of the session's),
+    `file_axes` (see `FileAxes`), and `colour` (true for a network that was trained on colour frames).
 
     Args:
         network: Loaded.
@@ -260,7 +265,7 @@ class MaSamVolumePredictor:
         """Take a volume, the axis across its slices and the window, which the card may overrule.
 
         Raises:
-            VolumeError: A colour volume.
+            VolumeError: A colour volume, unless the card says that the network takes it.
         """
         trained = self.card.options.get("window")
         self._stacks = SliceStacks(
@@ -270,6 +275,7 @@ class MaSamVolumePredictor:
             self._network.image_encoder.input_size[0],
             self._network.slices,
             self._file_axes,
+            self.card.takes_colour,
         )
 
     def predict(self, prompts: Prompts, slices: range | None = None) -> Iterator[SliceMask]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import zoom
 
+from SAMAdaptLib.cards import cards_that_take_colour
 from SAMAdaptLib.errors import CardError, VolumeError
 from SAMAdaptLib.geometry import AXES, Axis, SlicePlane
 from SAMAdaptLib.volume import IntensityWindow, Volume
@@ -58,18 +59,21 @@ class FileAxes:
 
 @dataclass(frozen=True, eq=False)
 class SliceStacks:
-    """A grey volume cut across one axis, shown the way a network of stacks was trained.
+    """A volume cut across one axis, shown the way a network of stacks was trained.
+
+    Colours are shown as they are; the window is one of grey values.
 
     Args:
-        volume: Grey.
-        axis: Across the slices.
-        window: Values outside are cut off.
+        volume: Grey, or in colour for a network that takes it.
+        axis: Across the slices; for frames of a video that is time.
+        window: Grey values outside are cut off.
         size: Side of the network input.
         depth: Slices of a stack.
         file_axes: Orientation of the training arrays.
+        takes_colour: Whether the network was trained on colours.
 
     Raises:
-        VolumeError: A colour volume.
+        VolumeError: A colour volume for a network of grey ones.
     """
 
     volume: Volume
@@ -78,13 +82,14 @@ class SliceStacks:
     size: int
     depth: int
     file_axes: FileAxes
+    takes_colour: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse colour."""
-        if self.volume.is_colour:
+        """Refuse colours that the network was not trained on."""
+        if self.volume.is_colour and not self.takes_colour:
             raise VolumeError(
-                "A model that sees neighbouring slices takes grey volumes, but this one is in colour. "
-                "Convert it or choose another model."
+                "This model of neighbouring slices takes grey volumes, but this one is in colour. Convert it "
+                f"or choose a model that takes colour: {', '.join(cards_that_take_colour())}."
             )
 
     def __len__(self) -> int:
@@ -103,7 +108,8 @@ class SliceStacks:
     def stack(self, centre: int) -> Floats:
         """Return the network input (depth, size, size) around a slice, stretched to 0..1 over the stack.
 
-        Outside the volume its first and last slice are repeated.
+        Outside the volume its first and last slice are repeated. Of a colour volume it is (depth, 3, size,
+        size), the three colours stretched together, so that hues stay.
         """
         inside = [min(max(index, 0), len(self) - 1) for index in self.positions(centre)]
         pictures = {index: self._picture(index) for index in set(inside)}
@@ -155,6 +161,8 @@ class SliceStacks:
     def _picture(self, index: int) -> NDArray[np.float64]:
         y_sign, x_sign = self.file_axes.signs_yx
         values = self.plane(index).extract(self.volume.voxels)[::y_sign, ::x_sign]
+        if self.volume.is_colour:
+            return _resized(np.moveaxis(values.astype(np.float64) / 255, -1, 0), (self.size, self.size))
         cut = np.clip(values.astype(np.float64), self.window.lower, self.window.upper)
         return _resized(cut[None], (self.size, self.size))[0]
 
