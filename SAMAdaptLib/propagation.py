@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter1d
 from skimage.transform import resize
 
 from .cards import cards_that_take
@@ -20,6 +21,7 @@ from .prompts import PixelPrompts, Prompts
 from .volume import IntensityWindow, Volume
 
 _LONGEST_SIDE = 1024  # no network of the list looks closer
+_GREYS_A_LEVEL = 8  # 32 levels tell organs apart and survive the noise of a small mask
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,15 @@ class ChainRule:
         largest_growth: Stop when the area grows by more than this factor from one slice to the next.
         smallest_overlap: Stop when less than this share of the smaller of two neighbouring masks is common;
             an object that tapers off keeps its overlap, one that was lost does not.
+        smallest_likeness: Stop when the grey values inside the mask share less than this with those of the
+            slices before (intersection of histograms): past its end a network draws what lies there instead.
     """
 
-    widen: float = 0.05
+    widen: float = 0.02
     lowest_score: float = 0.5
     largest_growth: float = 2.0
     smallest_overlap: float = 0.5
+    smallest_likeness: float = 0.5
 
 
 class SliceBySlice:
@@ -109,7 +114,7 @@ class SliceBySlice:
         """Segment a prompted slice, correcting round by round; rounds already seen are not decoded again."""
         last = rounds[-1]
         if last.mask is not None and not len(last.labels) and last.box_xyxy is None:
-            return _Link(last.mask, 1.0, None)  # painted by the user: taken as it is
+            return _Link(last.mask, 1.0)  # painted by the user: taken as it is
         done = self._rounds.setdefault(index, [])
         kept = 0
         while kept < min(len(done), len(rounds)) and _same(done[kept][0], rounds[kept]):
@@ -120,9 +125,7 @@ class SliceBySlice:
             done.append((pixels, self._decode(index, pixels, previous)))
         prediction = done[-1][1]
         inside = last.points_xy[last.labels == 1]
-        return _Link(
-            without_specks(prediction.logits > 0, inside), _clipped(prediction.score), prediction.low_res
-        )
+        return _Link(without_specks(prediction.logits > 0, inside), _clipped(prediction.score))
 
     def _propagate(self, anchors: dict[int, _Link], slices: range) -> Iterator[SliceMask]:
         """Walk from every anchor to both sides, half way to the next one, as long as the object goes on."""
@@ -132,25 +135,39 @@ class SliceBySlice:
             above = known[number + 1] if number + 1 < len(known) else None
             first = slices.start if below is None else max(slices.start, (below + index) // 2 + 1)
             stop = slices.stop if above is None else min(slices.stop, (index + above) // 2 + 1)
-            yield from self._walk(anchors[index], range(index + 1, stop))
-            yield from self._walk(anchors[index], range(index - 1, first - 1, -1))
+            for indices in (range(index + 1, stop), range(index - 1, first - 1, -1)):
+                walked = self._walk(index, anchors[index], indices)
+                yield from (result for result in walked if result.index in slices)
 
-    def _walk(self, start: _Link, indices: range) -> Iterator[SliceMask]:
-        link: _Link | None = start
+    def _walk(self, start: int, anchor: _Link, indices: range) -> Iterator[SliceMask]:
+        """Carry a mask from slice to slice until the object ends.
+
+        The logits of a slice are not fed to the next: a network that corrects its own mask on one picture
+        holds on to a neighbour's for too long.
+        """
+        if not anchor.mask.any():
+            return
+        link = anchor
+        greys = self._greys(start, anchor.mask)
         for index in indices:
-            link = self._next(index, link) if link is not None else None
-            if link is None:
+            prediction = self._decode(index, self._carried(link.mask), None)
+            mask = without_specks(prediction.logits > 0, np.empty((0, 2)))
+            score = _clipped(prediction.score)
+            if not self._goes_on(mask, link.mask, score):
                 return
+            seen = self._greys(index, mask)
+            if np.minimum(seen, greys).sum() < self._rule.smallest_likeness:
+                return
+            link, greys = _Link(mask, score), (greys + seen) / 2
             yield link.as_mask(index)
 
-    def _next(self, index: int, last: _Link) -> _Link | None:
-        """Carry a mask to the next slice; None where the object ends."""
-        if not last.mask.any():
-            return None
-        prediction = self._decode(index, self._carried(last.mask), last.low_res)
-        mask = without_specks(prediction.logits > 0, np.empty((0, 2)))
-        score = _clipped(prediction.score)
-        return _Link(mask, score, prediction.low_res) if self._goes_on(mask, last.mask, score) else None
+    def _greys(self, index: int, mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Share of each grey level inside a mask of a slice, smoothed so that noise does not tell."""
+        assert self._view is not None
+        levels = self._view.greys(index)[mask] // _GREYS_A_LEVEL
+        counts = np.bincount(levels, minlength=256 // _GREYS_A_LEVEL).astype(np.float64)
+        smooth: NDArray[np.float64] = gaussian_filter1d(counts, 1.0, mode="nearest")
+        return smooth / smooth.sum()
 
     def _carried(self, mask: NDArray[np.bool_]) -> PixelPrompts:
         """Prompts for the next slice: the box of the last mask, a little wider, or a click in its middle."""
@@ -183,11 +200,10 @@ class SliceBySlice:
 
 @dataclass(frozen=True, eq=False)
 class _Link:
-    """One slice of the chain: mask (rows, columns), score, and the logits to feed on."""
+    """One slice of the chain: mask (rows, columns) and score."""
 
     mask: NDArray[np.bool_]
     score: float
-    low_res: NDArray[np.float32] | None
 
     def as_mask(self, index: int) -> SliceMask:
         return SliceMask(index, self.mask.astype(np.uint8), self.score)
@@ -208,10 +224,20 @@ class _View:
     def shows_the_same(self, other: _View) -> bool:
         return self.volume is other.volume and (self.axis, self.window) == (other.axis, other.window)
 
+    def windowed(self, index: int) -> NDArray[np.uint8]:
+        """The slice at its own size, (rows, columns[, 3])."""
+        values = self.volume.geometry.plane(self.axis, index).extract(self.volume.voxels)
+        return values if self.volume.is_colour and values.dtype == np.uint8 else self.window.apply(values)
+
+    def greys(self, index: int) -> NDArray[np.uint8]:
+        """The slice at its own size in grey, (rows, columns)."""
+        values = self.windowed(index)
+        return values.mean(axis=2).astype(np.uint8) if self.volume.is_colour else values
+
     def picture(self, index: int) -> NDArray[np.uint8]:
+        """The slice with square pixels."""
         plane = self.volume.geometry.plane(self.axis, index)
-        values = plane.extract(self.volume.voxels)
-        grey = values if self.volume.is_colour and values.dtype == np.uint8 else self.window.apply(values)
+        grey = self.windowed(index)
         shape = self._square_shape(index)
         if shape == plane.shape_yx:
             return np.ascontiguousarray(grey)

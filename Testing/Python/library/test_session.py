@@ -294,3 +294,23 @@ def test_the_next_object_of_a_volume_finds_its_slices_encoded() -> None:
     assert (network.encoded, network.decoded) == (1, 2)
     Session(volume, predictor, "K", IntensityWindow(0, 300)).add(Point((15, 14, 4)))
     assert network.encoded == 2
+
+
+def test_propagation_stops_when_what_is_found_looks_like_something_else() -> None:
+    geometry = Geometry((9, 30, 36), IDENTITY)
+    voxels = np.full((9, 30, 36), 20, np.uint8)
+    voxels[:, 8:20, 10:26] = 150
+    voxels[6:, 8:20, 10:26] = 250  # another organ begins where the first ends
+    session = session_on(Volume(voxels, geometry))
+    session.add(Point((17, 14, 3)))
+    session.propagate()
+    assert np.flatnonzero(session.mask.any(axis=(1, 2))).tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_range_away_from_the_prompt_is_reached_and_nothing_else_is_written() -> None:
+    volume, truth = ball_volume()
+    session = session_on(volume)
+    session.add(Point((17, 14, 3)))
+    session.propagate(range(6, 9))
+    assert np.flatnonzero(session.mask.any(axis=(1, 2))).tolist() == [3, 6, 7, 8]
+    np.testing.assert_array_equal(session.mask[6:9], truth[6:9])
