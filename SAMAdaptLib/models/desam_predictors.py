@@ -21,7 +21,7 @@ from scipy import ndimage
 from skimage.transform import resize
 from torch import Tensor
 
-from SAMAdaptLib.cards import ModelCard
+from SAMAdaptLib.cards import ModelCard, cards_that_take_colour
 from SAMAdaptLib.device import out_of_memory_as_error
 from SAMAdaptLib.errors import CardError, VolumeError
 from SAMAdaptLib.geometry import Axis
@@ -183,7 +183,7 @@ class DeSamVolumePredictor(AutomaticSlices):
         if volume.is_colour:
             raise VolumeError(
                 f"{self.card.title} takes grey volumes, but this one is in colour. Convert it or choose "
-                "another model."
+                f"a model that takes colour: {', '.join(cards_that_take_colour())}."
             )
         if self._stretched is None or self._stretched[0] is not volume:
             grey = Volume(grey_values(volume.voxels), volume.geometry, volume.modality, volume.name)

@@ -24,7 +24,7 @@ from PIL import Image
 from scipy.ndimage import map_coordinates
 from torch import Tensor
 
-from SAMAdaptLib.cards import ModelCard, cards_that_take
+from SAMAdaptLib.cards import ModelCard, cards_that_take, cards_that_take_colour
 from SAMAdaptLib.device import out_of_memory_as_error
 from SAMAdaptLib.errors import PromptError, VolumeError
 from SAMAdaptLib.geometry import AXES, Axis
@@ -249,7 +249,7 @@ class MedSaVolumePredictor:
         if volume.is_colour:
             raise VolumeError(
                 f"{self.card.title} takes grey volumes, but this one is in colour. Convert it or choose "
-                "another model."
+                f"a model that takes colour: {', '.join(cards_that_take_colour())}."
             )
         trained = self.card.options.get("window")
         self._opened = volume, axis, IntensityWindow(*trained) if trained else window

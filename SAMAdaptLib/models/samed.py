@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import zoom
 from torch import Tensor, nn
 
-from SAMAdaptLib.cards import ModelCard
+from SAMAdaptLib.cards import ModelCard, cards_that_take_colour
 from SAMAdaptLib.device import out_of_memory_as_error
 from SAMAdaptLib.errors import CardError, VolumeError, WeightsError
 from SAMAdaptLib.geometry import Axis
@@ -221,7 +221,7 @@ class SamedVolumePredictor(AutomaticSlices):
         if volume.is_colour:
             raise VolumeError(
                 f"{self.card.title} takes grey volumes, but this one is in colour. Convert it or choose "
-                "another model."
+                f"a model that takes colour: {', '.join(cards_that_take_colour())}."
             )
         super().set_volume(volume, axis, window)
         self._window = self._trained or window
