@@ -42,7 +42,7 @@ class ChainRule:
     lowest_score: float = 0.5
     largest_growth: float = 2.0
     smallest_overlap: float = 0.5
-    smallest_likeness: float = 0.5
+    smallest_likeness: float = 0.6
 
 
 class SliceBySlice:
