@@ -57,7 +57,7 @@ def load_mobile_sam(tensors: Mapping[str, Tensor], input_size: int = 1024, lite:
 
 
 class FirstClickSlicePredictor(SamSlicePredictor):
-    """For weights whose single-mask token was trained with one click: the mask is its, not the best of three."""
+    """For weights whose single mask was trained with one click: it is taken, not the best of three."""
 
     def _candidates(self, prompts: PixelPrompts, mask: Tensor | None) -> slice:
         return SINGLE_MASK
