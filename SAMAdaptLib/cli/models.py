@@ -56,7 +56,8 @@ def _where(card: ModelCard) -> str:
     if card.source.kind == "shipped":
         return f"ships with SAMAdapt, {card.bytes / 1e6:.0f} MB"
     size = f", {card.bytes / 1e6:.0f} MB" if card.bytes else ""
-    how = {"package": "download from a Python package index", "url": "download", "manual": "bring it by hand"}
+    index = "an npm registry" if card.source.registry == "npm" else "a Python package index"
+    how = {"package": f"download from {index}", "url": "download", "manual": "bring it by hand"}
     return how[card.source.kind] + size
 
 

@@ -27,6 +27,7 @@ ARCHITECTURES: dict[str, str] = {
     "db_sam": "SAMAdaptLib.models.db_sam",
     "dapsam": "SAMAdaptLib.models.dapsam",
     "sam_unet": "SAMAdaptLib.models.sam_unet",
+    "sam2": "SAMAdaptLib.models.sam2",
 }
 """Architecture of a card -> module with a function `build_predictor` as `_Builder` describes."""
 

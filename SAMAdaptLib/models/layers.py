@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -28,19 +28,21 @@ class LayerNorm2d(nn.Module):
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLU between them: SAM's hypernetworks and score head.
+    """Linear layers with ReLU, or another function, between them: SAM's hypernetworks and score head.
 
     Args:
         widths: Channels from the input to the output, one more than there are layers.
+        activation: Between the layers.
     """
 
-    def __init__(self, widths: Sequence[int]) -> None:
+    def __init__(self, widths: Sequence[int], activation: Callable[[Tensor], Tensor] = F.relu) -> None:
         super().__init__()
+        self.activation = activation
         self.layers = nn.ModuleList(nn.Linear(n, m) for n, m in pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., widths[0]) to (..., widths[-1])."""
         for layer in self.layers[:-1]:
-            x = F.relu(layer(x))
+            x = self.activation(layer(x))
         last: Tensor = self.layers[-1](x)
         return last

@@ -94,7 +94,7 @@ class PromptEncoder(nn.Module):
 
         Args:
             points_xy: (B, N, 2) pixels of the network input, an integer being the middle of a pixel.
-            labels: (B, N): 1 positive, 0 negative, -1 not a point.
+            labels: (B, N): 1 positive, 0 negative, -1 not a point; 2 and 3 the corners of a box.
             boxes_xyxy: (B, 4) first and last corner in the same pixels.
             masks: (B, 1, 4h, 4w) logits.
 
@@ -131,7 +131,8 @@ class PromptEncoder(nn.Module):
             labels = torch.cat([labels, labels.new_full((batch, 1), NOT_A_POINT)], dim=1)
         labels = labels.unsqueeze(-1)  # B, N, 1
         embedded = self._encode_pixels(points_xy).masked_fill(labels == NOT_A_POINT, 0.0)
-        kinds = {NOT_A_POINT: self.not_a_point_embed.weight, 0: self._kind(0), 1: self._kind(1)}
+        kinds = {NOT_A_POINT: self.not_a_point_embed.weight}
+        kinds |= {label: self._kind(label) for label in range(len(self.point_embeddings))}
         for label, weight in kinds.items():
             embedded = embedded + (labels == label) * weight
         return embedded

@@ -20,6 +20,7 @@ from SAMAdaptLib.verify import (
     medsam,
     mobile_sam,
     sam,
+    sam2,
     sam_med2d,
     sam_unet,
     samed,
@@ -43,6 +44,8 @@ VERIFIERS: dict[str, Verifier] = {
     "db_sam": db_sam.outputs,
     "dapsam": dapsam.outputs,
     "sam_unet": sam_unet.outputs,
+    "sam2": sam2.outputs,
+    "sam2_hiera_tiny": sam2.published,
 }
 """Architecture that a set names -> what runs it; another family is one file and one line."""
 

@@ -11,6 +11,7 @@ import pytest
 from SAMAdaptLib.cards import PROMPT_KINDS, ModelCard, all_cards, cards_from_json, cards_that_take, find_card
 from SAMAdaptLib.cli.models import markdown_table
 from SAMAdaptLib.errors import CardError
+from SAMAdaptLib.fetching import CONVERSIONS
 from SAMAdaptLib.models import ARCHITECTURES
 
 README = Path(__file__).resolve().parents[3] / "README.md"
@@ -38,8 +39,12 @@ def test_every_card_is_complete(card: ModelCard) -> None:
     assert set(card.prompts) <= set(PROMPT_KINDS)
     assert card.sha256 == "" or re.fullmatch(r"[0-9a-f]{64}", card.sha256)
     if card.source.kind in ("package", "url"):
-        assert card.sha256, "a file that is fetched must be verified"
+        hashes = [part.sha256 for part in card.source.parts] or [card.sha256]
+        assert all(re.fullmatch(r"[0-9a-f]{64}", sha256) for sha256 in hashes), "what is fetched is verified"
         assert card.bytes
+        assert all(part.bytes for part in card.source.parts)
+    if card.source.parts:
+        assert card.source.conversion in CONVERSIONS
     if card.source.kind in ("url", "manual"):
         assert card.source.url.startswith("https://")
     if card.base:
