@@ -296,7 +296,7 @@ def out_of_windows(windows: Tensor, count_yx: tuple[int, int], out_yx: tuple[int
 
 
 def _blocks(shape: HieraShape) -> list[Block]:
-    blocks = []
+    blocks: list[Block] = []
     for stage, (count, width) in enumerate(zip(shape.stages, shape.widths, strict=True)):
         for position in range(count):
             begins = stage > 0 and position == 0
