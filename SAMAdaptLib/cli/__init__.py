@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -28,6 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SAMAdaptError as error:
         print(f"samadapt: {error}", file=sys.stderr)
         return BAD_INPUT
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
+        return 0
     except KeyboardInterrupt:
         print("samadapt: stopped; what was finished is kept.", file=sys.stderr)
         return STOPPED
