@@ -18,13 +18,14 @@ def add_commands(commands: Any) -> None:
     parser.add_argument(
         "--checkpoint", type=Path, help="file for a set whose published checkpoint is not stored"
     )
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
     parser.set_defaults(run=_verify)
 
 
 def _verify(parsed: argparse.Namespace) -> int:
     from SAMAdaptLib.verify import verify
 
-    rows = verify(parsed.sets, parsed.checkpoint)
+    rows = verify(parsed.sets, parsed.checkpoint, parsed.device)
     width = max((len(f"{row.set} {row.output}") for row in rows), default=0)
     for row in rows:
         verdict = "ok" if row.passed else "FAILED"

@@ -54,8 +54,8 @@ class LongestSide:
     ) -> None:
         """Remember the numbers."""
         self.size = size
-        self._mean = torch.tensor(mean)[:, None, None]
-        self._std = torch.tensor(std)[:, None, None]
+        self._mean = torch.tensor(mean, device="cpu")[:, None, None]
+        self._std = torch.tensor(std, device="cpu")[:, None, None]
 
     def to_input(self, picture: NDArray[np.uint8]) -> Tensor:
         """Map (rows, columns[, 3]) in 0..255 to the network input (1, 3, size, size)."""

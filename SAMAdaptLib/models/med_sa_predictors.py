@@ -73,8 +73,8 @@ class Squeezed(Stretched):
         super().__init__(size)
         self._out_size = (out_size, out_size)
         self._older = older
-        self._mean = torch.tensor(mean)[:, None, None]
-        self._std = torch.tensor(std)[:, None, None]
+        self._mean = torch.tensor(mean, device="cpu")[:, None, None]
+        self._std = torch.tensor(std, device="cpu")[:, None, None]
 
     def to_input(self, picture: NDArray[np.uint8]) -> Tensor:
         """Map (rows, columns[, 3]) in 0..255 to the network input (1, 3, size, size)."""
@@ -88,7 +88,7 @@ class Squeezed(Stretched):
 
     def standardised(self, colours: Tensor) -> Tensor:
         """Standardise (B, 3, H, W) as the network does itself."""
-        return (colours - self._mean) / self._std
+        return (colours - self._mean.to(colours.device)) / self._std.to(colours.device)
 
     def to_input_xy(self, points_xy: NDArray[np.float32], shape_yx: tuple[int, int]) -> NDArray[np.float32]:
         """Map (N, 2) pixels of a picture to what the network takes for pixels of its input."""

@@ -212,8 +212,8 @@ class Squared:
     def __init__(self, size: int) -> None:
         """Remember the size."""
         self.size = size
-        self._mean = torch.tensor(PIXEL_MEAN)[:, None, None]
-        self._std = torch.tensor(PIXEL_STD)[:, None, None]
+        self._mean = torch.tensor(PIXEL_MEAN, device="cpu")[:, None, None]
+        self._std = torch.tensor(PIXEL_STD, device="cpu")[:, None, None]
 
     def to_input(self, picture: NDArray[np.uint8]) -> Tensor:
         """Map (rows, columns[, 3]) in 0..255 to the network input (1, 3, size, size), antialiased."""

@@ -156,8 +156,8 @@ class NearestPixels:
     ) -> None:
         """Remember the numbers."""
         self.size = size
-        self._mean = torch.tensor(mean)[:, None, None]
-        self._std = torch.tensor(std)[:, None, None]
+        self._mean = torch.tensor(mean, device="cpu")[:, None, None]
+        self._std = torch.tensor(std, device="cpu")[:, None, None]
         self._reverse = reverse_colours
 
     def to_input(self, picture: NDArray[np.uint8]) -> Tensor:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from SAMAdaptLib.device import pick_device
 from SAMAdaptLib.errors import JobError, SAMAdaptError
 from SAMAdaptLib.verify import (
     dapsam,
@@ -69,12 +70,15 @@ class Row:
     passed: bool
 
 
-def verify(path: str | os.PathLike[str], checkpoint: str | os.PathLike[str] | None = None) -> list[Row]:
+def verify(
+    path: str | os.PathLike[str], checkpoint: str | os.PathLike[str] | None = None, device: str = "cpu"
+) -> list[Row]:
     """Compare networks with recorded numbers.
 
     Args:
         path: A folder of sets, or the JSON file of one.
         checkpoint: File for a set that names a published checkpoint; None to take it from the model store.
+        device: "cpu", "cuda" or "mps"; the numbers were recorded on a processor in float32.
 
     Returns:
         A row per output. If a folder holds several sets, one that cannot be run gives one failed row.
@@ -82,7 +86,13 @@ def verify(path: str | os.PathLike[str], checkpoint: str | os.PathLike[str] | No
     Raises:
         JobError: No set there, a damaged one, or one of an architecture that is not there yet.
         WeightsError: The checkpoint is not on this machine, or is not the one that belongs to the set.
+        DeviceError: The device is not there.
     """
+    with pick_device(device):
+        return _verified(path, checkpoint)
+
+
+def _verified(path: str | os.PathLike[str], checkpoint: str | os.PathLike[str] | None) -> list[Row]:
     given = None if checkpoint is None else Path(checkpoint)
     sets = find_sets(Path(path))
     if len(sets) == 1:

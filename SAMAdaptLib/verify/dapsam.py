@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from SAMAdaptLib.models.dapsam import Dapsam, load_dapsam, standardised_photograph, standardised_slice
-from SAMAdaptLib.verify.golden_sets import Array, GoldenSet, taps, to_array
+from SAMAdaptLib.verify.golden_sets import Array, GoldenSet, taps, tensor_of, to_array
 
 _PHOTOGRAPH = "out_fundus_"
 
@@ -36,7 +36,7 @@ def _network_outputs(golden: GoldenSet, network: Dapsam) -> Iterator[tuple[str, 
         "out_dense_prompt": network.prompt_generator,
     }
     with taps(watched) as seen:
-        logits, scores = network(torch.from_numpy(arrays["in_image"]))
+        logits, scores = network(tensor_of(arrays["in_image"]))
     seen["out_embedding_feature"] = seen["out_embedding_feature"].transpose(0, 3, 1, 2)
     yield from seen.items()
     grid = seen["out_dense_prompt"].shape
@@ -45,7 +45,7 @@ def _network_outputs(golden: GoldenSet, network: Dapsam) -> Iterator[tuple[str, 
     yield "out_iou_predictions", to_array(scores)
     yield "out_masks", to_array(network.enlarged(logits))
     if "in_image_batch" in arrays:
-        logits, scores = network(torch.from_numpy(arrays["in_image_batch"]))
+        logits, scores = network(tensor_of(arrays["in_image_batch"]))
         yield "out_batch_low_res_logits", to_array(logits)
         yield "out_batch_iou_predictions", to_array(scores)
 

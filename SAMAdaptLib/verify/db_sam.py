@@ -12,7 +12,7 @@ from torch import Tensor
 from SAMAdaptLib.models.db_sam import DbSam, build_db_sam, load_into_db_sam, official_box
 from SAMAdaptLib.models.framing import LongestSide
 from SAMAdaptLib.models.mask_decoder import SINGLE_MASK, THREE_MASKS
-from SAMAdaptLib.verify.golden_sets import Array, GoldenSet, taps, to_array
+from SAMAdaptLib.verify.golden_sets import Array, GoldenSet, chosen_device, taps, tensor_of, to_array
 
 
 def outputs(golden: GoldenSet, checkpoint: Path | None) -> Iterator[tuple[str, Array]]:
@@ -48,8 +48,10 @@ def _framing(network: DbSam) -> LongestSide:
 def _both(network: DbSam, arrays: dict[str, Array]) -> tuple[Tensor, Tensor]:
     """Embeddings of all pictures, and logits (B, h, w) of a box in each."""
     framing = _framing(network)
-    embedding = network.image_encoder(torch.cat([framing.to_input(each) for each in arrays["in_images"]]))
-    boxes = torch.from_numpy(arrays["in_boxes"][:, 0]).float()
+    embedding = network.image_encoder(
+        torch.cat([framing.to_input(each) for each in arrays["in_images"]]).to(chosen_device())
+    )
+    boxes = tensor_of(arrays["in_boxes"][:, 0]).float()
     logits, _ = _decoded(network, embedding, SINGLE_MASK, boxes_xyxy=boxes)
     return embedding, logits[:, 0]
 
@@ -67,15 +69,15 @@ def _network_outputs(golden: GoldenSet, network: DbSam) -> Iterator[tuple[str, A
         network,
         embedding[:1],
         THREE_MASKS,
-        boxes_xyxy=torch.from_numpy(arrays["in_boxes"][0]).float(),
-        points_xy=torch.from_numpy(arrays["in_point_coords"]),
-        labels=torch.from_numpy(arrays["in_point_labels"]),
+        boxes_xyxy=tensor_of(arrays["in_boxes"][0]).float(),
+        points_xy=tensor_of(arrays["in_point_coords"]),
+        labels=tensor_of(arrays["in_point_labels"]),
     )
     yield "out_multi_low_res", to_array(several)
     yield "out_multi_iou", to_array(scores)
     inner_yx = arrays["in_images"].shape[1:3]
     rows, columns = (int(extent) for extent in arrays["in_original_size"])
-    yield "out_multi_masks", (_framing(network).cut_to(several, inner_yx, (rows, columns)) > 0).numpy()
+    yield "out_multi_masks", (_framing(network).cut_to(several, inner_yx, (rows, columns)) > 0).cpu().numpy()
 
 
 def _decoded(network: DbSam, embedding: Tensor, masks: slice, **prompts: Tensor) -> tuple[Tensor, Tensor]:

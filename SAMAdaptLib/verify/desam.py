@@ -21,7 +21,7 @@ from SAMAdaptLib.models.desam_predictors import (
 from SAMAdaptLib.models.framing import LongestSide
 from SAMAdaptLib.models.prompt_encoder import PromptEncoder
 from SAMAdaptLib.models.vit import ViTShape
-from SAMAdaptLib.verify.golden_sets import Array, GoldenSet, to_array
+from SAMAdaptLib.verify.golden_sets import Array, GoldenSet, chosen_device, tensor_of, to_array
 from SAMAdaptLib.weights import load_into
 
 
@@ -70,7 +70,7 @@ def _network(golden: GoldenSet, checkpoint: Path | None) -> Iterator[tuple[str, 
     network.eval()
     framing = LongestSide(sizes["img_size"])
     picture = arrays["in_image_hwc"]
-    features = network.image_encoder(framing.to_input(picture))
+    features = network.image_encoder(framing.to_input(picture).to(chosen_device()))
     for index, seen in enumerate(features[:-1]):
         yield f"out_feature_{index}", to_array(seen)
     yield "out_neck", to_array(features[-1])
@@ -83,7 +83,7 @@ def _network(golden: GoldenSet, checkpoint: Path | None) -> Iterator[tuple[str, 
     for index, level in enumerate(levels):
         yield f"out_deepsup_{index}", to_array(level)
     for index, point in enumerate(arrays["in_points"]):
-        sparse, dense = network.prompt_encoder(torch.from_numpy(point)[None, None], torch.ones(1, 1))
+        sparse, dense = network.prompt_encoder(tensor_of(point)[None, None], torch.ones(1, 1))
         logits, scores = network.mask_decoder(features, dense_pe, sparse, dense)
         yield f"out_point{index}_logits", to_array(logits)
         yield f"out_point{index}_iou", to_array(scores)

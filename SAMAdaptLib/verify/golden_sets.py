@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -159,6 +160,16 @@ def find_sets(path: Path) -> list[GoldenSet]:
             "Choose the folder of one set."
         )
     return sets
+
+
+def chosen_device() -> torch.device:
+    """Return the device on which sets are run: that of the surrounding `with torch.device(...)`."""
+    return torch.empty(0).device
+
+
+def tensor_of(values: Array) -> Tensor:
+    """Return recorded values as a tensor on the chosen device."""
+    return torch.from_numpy(values).to(chosen_device())
 
 
 def to_array(value: Tensor) -> Array:

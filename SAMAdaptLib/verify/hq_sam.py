@@ -10,7 +10,7 @@ import torch
 from SAMAdaptLib.models.hq_sam import HqImageEncoder, HqMaskDecoder
 from SAMAdaptLib.models.mask_decoder import SINGLE_MASK, THREE_MASKS
 from SAMAdaptLib.models.sam import Sam
-from SAMAdaptLib.verify.golden_sets import Array, GoldenSet, to_array
+from SAMAdaptLib.verify.golden_sets import Array, GoldenSet, tensor_of, to_array
 from SAMAdaptLib.verify.sam import prompt_encoder
 from SAMAdaptLib.weights import load_into
 
@@ -23,7 +23,7 @@ def outputs(golden: GoldenSet, checkpoint: Path | None) -> Iterator[tuple[str, A
     network.eval()
     decoder = network.mask_decoder
     assert isinstance(decoder, HqMaskDecoder)
-    arrays = {name: torch.from_numpy(value) for name, value in golden.arrays().items()}
+    arrays = {name: tensor_of(value) for name, value in golden.arrays().items()}
     features = network.image_encoder(arrays["network_input"])
     yield "image_embedding", to_array(features[0])
     yield "early_features_bhwc", to_array(features[1])

@@ -13,7 +13,7 @@ from SAMAdaptLib.geometry import Geometry
 from SAMAdaptLib.models.ma_sam import UPSCALE_DIVISORS, MaSam, MaSamVolumePredictor, load_into_ma_sam
 from SAMAdaptLib.models.vit import blocks_of
 from SAMAdaptLib.prompts import Prompts
-from SAMAdaptLib.verify.golden_sets import Array, GoldenSet, taps, to_array
+from SAMAdaptLib.verify.golden_sets import Array, GoldenSet, chosen_device, taps, tensor_of, to_array
 from SAMAdaptLib.verify.sam import encoder_taps, mask_decoder, prompt_encoder
 from SAMAdaptLib.volume import IntensityWindow, Volume
 
@@ -45,9 +45,7 @@ def outputs(golden: GoldenSet, checkpoint: Path | None) -> Iterator[tuple[str, A
         "upscaled": network.mask_decoder.output_upscaling,
     }
     with taps(watched) as seen:
-        logits, scores = network(
-            torch.from_numpy(arrays["input_bdhw"]), None if boxes is None else torch.from_numpy(boxes)
-        )
+        logits, scores = network(tensor_of(arrays["input_bdhw"]), None if boxes is None else tensor_of(boxes))
     yield "dec/upscaled_mean_over_hw", seen.pop("upscaled").mean(axis=(2, 3))
     yield from seen.items()
     yield "low_res_logits", to_array(logits)
@@ -61,7 +59,7 @@ def _volume(network: MaSam, voxels_xyz: Array) -> Iterator[tuple[str, Array]]:
     voxels = voxels_xyz.transpose(2, 1, 0)
     volume = Volume(voxels, Geometry(voxels.shape, np.eye(4)), "CT")
     card = ModelCard("golden", "MA-SAM", "ma_sam", Source("manual"), "", dimensions=3)
-    predictor = MaSamVolumePredictor(network, card, "", torch.device("cpu"))
+    predictor = MaSamVolumePredictor(network, card, "", chosen_device())
     predictor.set_volume(volume, "K", IntensityWindow(*_HU_WINDOW))
     stacks = predictor.stacks
     recorded = {0: "probability_avg_padded_slice2_hwc", len(stacks) // 2: _MIDDLE}

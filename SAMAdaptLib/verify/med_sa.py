@@ -10,7 +10,7 @@ import torch
 from SAMAdaptLib.models.med_sa import Depth, Dialect, MedSa, load_into_med_sa
 from SAMAdaptLib.models.med_sa_predictors import Squeezed
 from SAMAdaptLib.models.vit import blocks_of
-from SAMAdaptLib.verify.golden_sets import Array, GoldenSet, taps, to_array
+from SAMAdaptLib.verify.golden_sets import Array, GoldenSet, taps, tensor_of, to_array
 from SAMAdaptLib.verify.sam import encoder_taps, mask_decoder, prompt_encoder
 from SAMAdaptLib.weights import read_checkpoint
 
@@ -39,8 +39,8 @@ def outputs(golden: GoldenSet, checkpoint: Path | None) -> Iterator[tuple[str, A
     yield "image_embedding", to_array(embedding)
     masks = slice(0, sizes["multimask_output"])
     points, labels = (
-        torch.from_numpy(arrays["pt_b2"])[:, None],
-        torch.from_numpy(arrays["pt_label_b"])[:, None],
+        tensor_of(arrays["pt_b2"])[:, None],
+        tensor_of(arrays["pt_label_b"])[:, None],
     )
     sparse, dense = network.prompt_encoder(points, labels)
     yield "sparse_embeddings", to_array(sparse)
@@ -54,7 +54,7 @@ def outputs(golden: GoldenSet, checkpoint: Path | None) -> Iterator[tuple[str, A
     yield "logits_out_size", to_array(official[: len(arrays["logits_out_size"])])
     yield "seg", (to_array(official) > 0).astype(arrays["seg"].dtype)
     if "pts3_bn2" in arrays:
-        several = torch.from_numpy(arrays["pts3_bn2"]), torch.from_numpy(arrays["pts3_labels_bn"])
+        several = tensor_of(arrays["pts3_bn2"]), tensor_of(arrays["pts3_labels_bn"])
         sparse, dense = network.prompt_encoder(*several)
         low_res, _ = network.mask_decoder(embedding, dense_pe, sparse, dense, masks)
         yield "low_res_logits_pts3", to_array(low_res)
@@ -82,6 +82,6 @@ def _own_file(golden: GoldenSet) -> Path:
 def _pictures(arrays: dict[str, Array]) -> torch.Tensor:
     """Colours (B, 3, H, W) in 0..255; slices of volumes one after the other."""
     if "image_b3hw_0_255" in arrays:
-        return torch.from_numpy(arrays["image_b3hw_0_255"])
-    volumes = torch.from_numpy(arrays["image_b1hwd"])
+        return tensor_of(arrays["image_b3hw_0_255"])
+    volumes = tensor_of(arrays["image_b1hwd"])
     return volumes.permute(0, 4, 1, 2, 3).flatten(0, 1).expand(-1, 3, -1, -1)

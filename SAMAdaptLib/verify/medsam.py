@@ -11,7 +11,7 @@ from torch import Tensor
 from SAMAdaptLib.models.mask_decoder import SINGLE_MASK
 from SAMAdaptLib.models.medsam import Stretched
 from SAMAdaptLib.models.sam import Sam
-from SAMAdaptLib.verify.golden_sets import Array, GoldenSet, to_array
+from SAMAdaptLib.verify.golden_sets import Array, GoldenSet, chosen_device, tensor_of, to_array
 from SAMAdaptLib.verify.sam import tiny_sam
 from SAMAdaptLib.weights import load_into
 
@@ -25,7 +25,7 @@ def outputs(golden: GoldenSet, checkpoint: Path | None) -> Iterator[tuple[str, A
     arrays = golden.arrays()
     framing = Stretched(golden.config["img_size"])
     picture = arrays["image_uint8_hw"]
-    pixels = framing.to_input(picture)
+    pixels = framing.to_input(picture).to(chosen_device())
     shape_yx = (picture.shape[0], picture.shape[1])
     corners = framing.to_input_xy(arrays["box_original_xyxy"].reshape(-1, 2), shape_yx)
     embedding = network.image_encoder(pixels)
@@ -54,7 +54,7 @@ def outputs(golden: GoldenSet, checkpoint: Path | None) -> Iterator[tuple[str, A
 
 
 def _decode(network: Sam, embedding: Tensor, boxes_xyxy: Array) -> Tensor:
-    sparse, dense = network.prompt_encoder(boxes_xyxy=torch.from_numpy(boxes_xyxy).float())
+    sparse, dense = network.prompt_encoder(boxes_xyxy=tensor_of(boxes_xyxy).float())
     dense_pe = network.prompt_encoder.dense_pe()
     logits: Tensor = network.mask_decoder(embedding, dense_pe, sparse, dense, SINGLE_MASK)[0]
     return logits

@@ -12,7 +12,7 @@ from SAMAdaptLib.models.framing import LongestSide, LongestSideMinMax
 from SAMAdaptLib.models.mask_decoder import SINGLE_MASK, THREE_MASKS
 from SAMAdaptLib.models.mobile_sam import MobileSam
 from SAMAdaptLib.models.tiny_vit import UNUSED_KEYS, TinyViTConfig
-from SAMAdaptLib.verify.golden_sets import Array, GoldenSet, to_array
+from SAMAdaptLib.verify.golden_sets import Array, GoldenSet, chosen_device, tensor_of, to_array
 from SAMAdaptLib.weights import load_into
 
 
@@ -29,13 +29,13 @@ def outputs(golden: GoldenSet, checkpoint: Path | None) -> Iterator[tuple[str, A
     framing = LongestSideMinMax(size) if lite else LongestSide(size)
     for name in pictures:
         number = name.removeprefix("image_uint8_")
-        embedding = network.image_encoder(framing.to_input(arrays[name]))
+        embedding = network.image_encoder(framing.to_input(arrays[name]).to(chosen_device()))
         yield f"embedding_every_16th_channel_{number}", to_array(embedding)[:, ::16]
-        box = torch.from_numpy(arrays[f"box_xyxy_{number}"])[None]
+        box = tensor_of(arrays[f"box_xyxy_{number}"])[None]
         yield from _decoded(network, embedding, f"box_{number}", SINGLE_MASK, boxes_xyxy=box)
         if f"points_xy_{number}" in arrays:
-            points = torch.from_numpy(arrays[f"points_xy_{number}"])[None]
-            labels = torch.from_numpy(arrays[f"point_labels_{number}"])[None]
+            points = tensor_of(arrays[f"points_xy_{number}"])[None]
+            labels = tensor_of(arrays[f"point_labels_{number}"])[None]
             prompts = {"points_xy": points, "labels": labels}
             yield from _decoded(network, embedding, f"points_{number}", THREE_MASKS, **prompts)
 

@@ -14,7 +14,7 @@ from SAMAdaptLib.models.mask_decoder import SINGLE_MASK, THREE_MASKS, MaskDecode
 from SAMAdaptLib.models.prompt_encoder import PromptEncoder
 from SAMAdaptLib.models.sam import Sam
 from SAMAdaptLib.models.vit import ImageEncoderViT
-from SAMAdaptLib.verify.golden_sets import Array, GoldenSet, taps, to_array
+from SAMAdaptLib.verify.golden_sets import Array, GoldenSet, chosen_device, taps, tensor_of, to_array
 from SAMAdaptLib.weights import load_into
 
 
@@ -27,7 +27,7 @@ def outputs(golden: GoldenSet, checkpoint: Path | None) -> Iterator[tuple[str, A
     sizes, arrays = golden.config, golden.arrays()
     framing = LongestSide(sizes["img_size"], sizes["pixel_mean"], sizes["pixel_std"])
     picture = arrays["image_uint8_hwc_rgb"]
-    pixels = framing.to_input(picture)
+    pixels = framing.to_input(picture).to(chosen_device())
     yield "resized_uint8", framing.resize(picture)
     yield "preprocessed", to_array(pixels)
     with taps(encoder_taps(network.image_encoder)) as seen:
@@ -84,14 +84,14 @@ def _case(
     given: dict[str, Any] = {}
     if f"{case}/point_coords" in arrays:
         points = framing.to_input_xy(arrays[f"{case}/point_coords"], shape_yx)
-        given["points_xy"] = torch.from_numpy(points)[None]
-        given["labels"] = torch.from_numpy(arrays[f"{case}/point_labels"])[None]
+        given["points_xy"] = tensor_of(points)[None]
+        given["labels"] = tensor_of(arrays[f"{case}/point_labels"])[None]
     boxes = arrays.get(f"{case}/box", arrays.get(f"{case}/boxes_original_xyxy"))
     if boxes is not None:
         corners = framing.to_input_xy(boxes.reshape(-1, 2), shape_yx)
-        given["boxes_xyxy"] = torch.from_numpy(corners).reshape(-1, 4)
+        given["boxes_xyxy"] = tensor_of(corners).reshape(-1, 4)
     if "mask" in case.split("_"):
-        given["masks"] = torch.from_numpy(arrays["mask_input_1hw"])[None]
+        given["masks"] = tensor_of(arrays["mask_input_1hw"])[None]
     expected = arrays[f"{case}/low_res_logits"]
     masks = SINGLE_MASK if expected.shape[-3] == 1 else THREE_MASKS
     watched = {

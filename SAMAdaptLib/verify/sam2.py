@@ -10,7 +10,7 @@ from torch import Tensor
 
 from SAMAdaptLib.models.mask_decoder import SINGLE_MASK, THREE_MASKS
 from SAMAdaptLib.models.sam2 import Features, Sam2, Squared, load_sam2
-from SAMAdaptLib.verify.golden_sets import Array, GoldenSet, to_array
+from SAMAdaptLib.verify.golden_sets import Array, GoldenSet, chosen_device, tensor_of, to_array
 
 
 @torch.inference_mode()
@@ -22,11 +22,11 @@ def published(golden: GoldenSet, checkpoint: Path | None) -> Iterator[tuple[str,
     network = load_sam2(golden.tensors(checkpoint), size)
     for name in pictures:
         number = name.removeprefix("image_uint8_")
-        features = network(Squared(size).to_input(arrays[name]))
+        features = network(Squared(size).to_input(arrays[name]).to(chosen_device()))
         yield f"image_embed_every_16th_channel_{number}", to_array(features[0])[:, ::16]
         yield f"high_res_feats_1_every_16th_channel_{number}", to_array(features[1])[:, ::16]
         given = {
-            key: torch.from_numpy(arrays[f"{key}_{number}"])[None]
+            key: tensor_of(arrays[f"{key}_{number}"])[None]
             for key in ("box_xyxy", "points_xy", "point_labels")
         }
         prompts = {
@@ -46,7 +46,7 @@ def outputs(golden: GoldenSet, checkpoint: Path | None) -> Iterator[tuple[str, A
     arrays = golden.arrays()
     picture = arrays["image_uint8_hwc_rgb"]
     framing = Squared(golden.config["input_size"])
-    pixels = framing.to_input(picture)
+    pixels = framing.to_input(picture).to(chosen_device())
     yield "network_input", to_array(pixels)
     features = network(pixels)
     for name, value in zip(("image_embed", "high_res_feats_1", "high_res_feats_0"), features, strict=True):
@@ -72,13 +72,13 @@ def prompts_of(golden: GoldenSet, case: str) -> dict[str, Tensor]:
     given: dict[str, Tensor] = {}
     if f"{case}/point_coords" in arrays:
         points_xy = framing.to_input_xy(arrays[f"{case}/point_coords"], shape_yx)
-        given["points_xy"] = torch.from_numpy(points_xy)[None]
-        given["labels"] = torch.from_numpy(arrays[f"{case}/point_labels"])[None]
+        given["points_xy"] = tensor_of(points_xy)[None]
+        given["labels"] = tensor_of(arrays[f"{case}/point_labels"])[None]
     if f"{case}/box" in arrays:
         corners_xy = framing.to_input_xy(arrays[f"{case}/box"].reshape(2, 2), shape_yx)
-        given["boxes_xyxy"] = torch.from_numpy(corners_xy).reshape(1, 4)
+        given["boxes_xyxy"] = tensor_of(corners_xy).reshape(1, 4)
     if f"{case}/mask_input" in arrays:
-        given["masks"] = torch.from_numpy(arrays[f"{case}/mask_input"])[None]
+        given["masks"] = tensor_of(arrays[f"{case}/mask_input"])[None]
     return given
 
 

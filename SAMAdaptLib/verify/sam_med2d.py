@@ -12,7 +12,7 @@ from torch import Tensor
 from SAMAdaptLib.models.mask_decoder import SINGLE_MASK, THREE_MASKS
 from SAMAdaptLib.models.sam_med2d import NearestPixels, SamMed2d, load_into_sam_med2d
 from SAMAdaptLib.models.vit import blocks_of
-from SAMAdaptLib.verify.golden_sets import Array, GoldenSet, taps, to_array
+from SAMAdaptLib.verify.golden_sets import Array, GoldenSet, chosen_device, taps, tensor_of, to_array
 from SAMAdaptLib.verify.sam import encoder_taps, mask_decoder, prompt_encoder
 
 
@@ -25,7 +25,7 @@ def outputs(golden: GoldenSet, checkpoint: Path | None) -> Iterator[tuple[str, A
     # The recorded picture is in the order that the network was given.
     size = golden.vit_shape().input_size
     framing = NearestPixels(size, sizes["pixel_mean"], sizes["pixel_std"], reverse_colours=False)
-    pixels = framing.to_input(arrays["image_uint8_hwc_rgb"])
+    pixels = framing.to_input(arrays["image_uint8_hwc_rgb"]).to(chosen_device())
     yield "network_input", to_array(pixels)
     adapter = blocks_of(network.image_encoder)[0].beside_mlp
     watched = encoder_taps(network.image_encoder)
@@ -60,12 +60,12 @@ def _case(
     given: dict[str, Tensor] = {}
     if f"{case}/point_coords" in arrays:
         points = framing.to_input_xy(arrays[f"{case}/point_coords"], shape_yx)
-        given["points_xy"] = torch.from_numpy(points)[None]
-        given["labels"] = torch.from_numpy(arrays[f"{case}/point_labels"])[None]
+        given["points_xy"] = tensor_of(points)[None]
+        given["labels"] = tensor_of(arrays[f"{case}/point_labels"])[None]
     if f"{case}/box" in arrays:
         given["boxes_xyxy"] = _box(framing, arrays[f"{case}/box"], shape_yx)
     if f"{case}/mask_input" in arrays:
-        given["masks"] = torch.from_numpy(arrays[f"{case}/mask_input"])[None]
+        given["masks"] = tensor_of(arrays[f"{case}/mask_input"])[None]
     single = arrays[f"{case}/decoder_low_res_all"].shape[1] == 1
     sparse, low_res, scores = _decoded(network, embedding, given, SINGLE_MASK if single else THREE_MASKS)
     best = int(scores[0].argmax())
@@ -93,14 +93,14 @@ def _boxes(
 
 def _two_pictures(network: SamMed2d, pixels: Tensor, arrays: dict[str, Array]) -> Iterator[tuple[str, Array]]:
     pair = network.image_encoder(torch.cat([pixels, pixels.flip(-1)]))
-    boxes = {"boxes_xyxy": torch.from_numpy(arrays["batch_boxes/boxes_model_xyxy"][:2])}
+    boxes = {"boxes_xyxy": tensor_of(arrays["batch_boxes/boxes_model_xyxy"][:2])}
     _, low_res, scores = _decoded(network, pair, boxes, THREE_MASKS)
     yield "forward_batch2/low_res_logits", to_array(low_res)
     yield "forward_batch2/iou", to_array(scores)
 
 
 def _box(framing: NearestPixels, box_xyxy: Array, shape_yx: Any) -> Tensor:
-    return torch.from_numpy(framing.to_input_xy(box_xyxy.reshape(2, 2), shape_yx)).reshape(1, 4)
+    return tensor_of(framing.to_input_xy(box_xyxy.reshape(2, 2), shape_yx)).reshape(1, 4)
 
 
 def _decoded(

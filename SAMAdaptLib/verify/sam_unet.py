@@ -11,7 +11,7 @@ from torch import Tensor
 
 from SAMAdaptLib.models.framing import LongestSide
 from SAMAdaptLib.models.sam_unet import SamUnet, box_of_largest_part, load_sam_unet
-from SAMAdaptLib.verify.golden_sets import Array, GoldenSet, taps, to_array
+from SAMAdaptLib.verify.golden_sets import Array, GoldenSet, chosen_device, taps, tensor_of, to_array
 
 
 def outputs(golden: GoldenSet, checkpoint: Path | None) -> Iterator[tuple[str, Array]]:
@@ -32,7 +32,7 @@ def _network_outputs(golden: GoldenSet, network: SamUnet) -> Iterator[tuple[str,
     arrays = golden.arrays()
     framing = LongestSide(network.image_encoder.input_size[0])
     pictures = [arrays[name].transpose(1, 2, 0) for name in ("in_image_chw", "in_image2_chw")]
-    inputs = [framing.to_input(picture) for picture in pictures]
+    inputs = [framing.to_input(picture).to(chosen_device()) for picture in pictures]
     watched = {
         f"out_adapter_in_{index}": adapter for index, adapter in enumerate(network.image_encoder.adapters_in)
     }
@@ -44,14 +44,14 @@ def _network_outputs(golden: GoldenSet, network: SamUnet) -> Iterator[tuple[str,
     yield "out_multi_scale_feature", to_array(features[1])
     both = network.image_encoder(torch.cat(inputs))
     boxes = np.concatenate([arrays["in_box"], arrays["in_box2"]])
-    logits = _decoded(network, both, boxes_xyxy=torch.from_numpy(boxes))
+    logits = _decoded(network, both, boxes_xyxy=tensor_of(boxes))
     shape_yx = tuple(int(extent) for extent in arrays["in_original_size"])
     inner_yx = pictures[0].shape[:2]
     yield "out_low_res_logits", to_array(logits)
-    yield "out_masks", (framing.cut_to(logits, inner_yx, (shape_yx[0], shape_yx[1])) > 0).numpy()
-    three = torch.from_numpy(arrays["in_boxes3"])
+    yield "out_masks", (framing.cut_to(logits, inner_yx, (shape_yx[0], shape_yx[1])) > 0).cpu().numpy()
+    three = tensor_of(arrays["in_boxes3"])
     yield "out_multi_box_logits", to_array(_decoded(network, features, boxes_xyxy=three))
-    points, labels = (torch.from_numpy(arrays[name])[None] for name in ("in_points", "in_point_labels"))
+    points, labels = (tensor_of(arrays[name])[None] for name in ("in_points", "in_point_labels"))
     yield "out_points_logits", to_array(_decoded(network, features, points_xy=points, labels=labels))
 
 

@@ -14,7 +14,7 @@ from SAMAdaptLib.geometry import Geometry
 from SAMAdaptLib.models.samed import Samed, SamedVolumePredictor, load_into_samed
 from SAMAdaptLib.models.vit import ImageEncoderViT, blocks_of
 from SAMAdaptLib.prompts import Prompts
-from SAMAdaptLib.verify.golden_sets import Array, GoldenSet, taps, to_array
+from SAMAdaptLib.verify.golden_sets import Array, GoldenSet, chosen_device, taps, tensor_of, to_array
 from SAMAdaptLib.verify.sam import encoder_taps, mask_decoder, prompt_encoder
 from SAMAdaptLib.volume import IntensityWindow, Volume
 
@@ -37,7 +37,7 @@ def outputs(golden: GoldenSet, checkpoint: Path | None) -> Iterator[tuple[str, A
         "dec/tokens": network.mask_decoder.transformer,
     }
     with taps(watched) as seen:
-        logits, scores = network(torch.from_numpy(arrays["input_b1hw"])[:, 0])
+        logits, scores = network(tensor_of(arrays["input_b1hw"])[:, 0])
     yield "enc/block0_qkv_first_window", _first_window(encoder, seen.pop("normed"))
     yield from seen.items()
     full = network.enlarged(logits)
@@ -52,7 +52,7 @@ def outputs(golden: GoldenSet, checkpoint: Path | None) -> Iterator[tuple[str, A
 def _first_window(encoder: ImageEncoderViT, normed: Array) -> Array:
     """Queries, keys and values of the first window of the first block; beyond the grid there are zeros."""
     window = encoder.shape.window
-    tokens = torch.from_numpy(normed)[:1, :window, :window]
+    tokens = tensor_of(normed)[:1, :window, :window]
     down, across = window - tokens.shape[1], window - tokens.shape[2]
     padded = F.pad(tokens, (0, 0, 0, across, 0, down))
     return to_array(blocks_of(encoder)[0].attn.qkv(padded))
@@ -78,7 +78,7 @@ def golden_predictor(network: Samed, golden: GoldenSet) -> SamedVolumePredictor:
         "file_axes": "LPS",
     }
     card = ModelCard("golden", "SAMed", "samed", Source("manual"), "", options, dimensions=3)
-    return SamedVolumePredictor(network, card, "", torch.device("cpu"))
+    return SamedVolumePredictor(network, card, "", chosen_device())
 
 
 def _volume(network: Samed, golden: GoldenSet) -> Iterator[tuple[str, Array]]:

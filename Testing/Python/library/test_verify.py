@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from goldens import GOLDENS
 from SAMAdaptLib import store
-from SAMAdaptLib.errors import JobError, WeightsError
+from SAMAdaptLib.errors import DeviceError, JobError, WeightsError
 from SAMAdaptLib.verify import VERIFIERS, verify
+from SAMAdaptLib.verify.golden_sets import find_sets
 
 
 @pytest.fixture
@@ -164,3 +166,25 @@ def test_objects_in_arrays_are_never_unpickled(medsam: Path) -> None:
 
 def test_the_architectures_of_the_spine_are_there() -> None:
     assert {"sam", "medsam", "ma_sam", "ma_sam_bbox", "mobile_sam", "lite_medsam"} <= set(VERIFIERS)
+
+
+@pytest.mark.parametrize("name", ["sam", "medsam", "hq_sam", "ma_sam", "ma_sam_bbox", "med_sa_3d"])
+def test_every_tensor_of_a_set_goes_to_the_device_asked_for(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch's device without values stands for a GPU: what is left on the processor meets it and raises."""
+    kept = torch.Tensor.cpu
+
+    def brought_back(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(tensor.shape, device="cpu") if tensor.is_meta else kept(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "cpu", brought_back)
+    found = find_sets(GOLDENS / name)[0]
+    with torch.device("meta"):
+        names = [output for output, _ in VERIFIERS[found.architecture](found, None)]
+    assert len(names) > 5
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(DeviceError, match="'cuda:99' was wanted"):
+        verify(GOLDENS / "sam", device="cuda:99")
