@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,15 +42,6 @@ from SAMAdaptLib.session import Session
 from SAMAdaptLib.volume import IntensityWindow, Volume
 
 ROWS, COLUMNS = 20, 28
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small run faster without a second thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

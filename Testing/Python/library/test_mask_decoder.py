@@ -1,22 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
 from goldens import arrays, sam_of
 from SAMAdaptLib.models.mask_decoder import EVERY_MASK, SINGLE_MASK, THREE_MASKS, MaskDecoder
 from SAMAdaptLib.models.prompt_encoder import PromptEncoder
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small run several times faster without a second thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

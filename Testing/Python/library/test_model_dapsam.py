@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,14 +47,6 @@ WINDOW = IntensityWindow(0, 1)
 OLD_NAMES = json.loads((GOLDENS / "dapsam" / "prostate_like_v1_0_0_key_names.json").read_text())[
     "head_to_v1_0_0"
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def tiny(masks: int, seed: int = 0) -> Dapsam:

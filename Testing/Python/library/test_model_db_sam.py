@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,14 +45,6 @@ TINY = ViTShape(
 LEVELS = (1, 2, 3, 4)
 SIGN_ONLY = "image_encoder.adapter.aggregation.conv_fc.2.0.weight"
 """Its two channels are normalised in the recorded set, which leaves little but their order."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def blocks(levels: int) -> nn.ModuleList:

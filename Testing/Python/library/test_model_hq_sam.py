@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -24,14 +22,6 @@ from SAMAdaptLib.verify.hq_sam import tiny_hq_sam
 from SAMAdaptLib.weights import load_into, recognise
 
 CARD = ModelCard("hq_sam.golden", "HQ-SAM", "hq_sam", Source("manual"), "", prompts=("point", "box", "mask"))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def loaded() -> Sam:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -39,14 +38,6 @@ from SAMAdaptLib.weights import recognise
 
 SET = "sam2_tiny"
 CARD = ModelCard("sam2.golden", "SAM 2", "sam2", Source("manual"), "", prompts=("point", "box", "mask"))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_every_recorded_number_of_the_official_code_is_met() -> None:

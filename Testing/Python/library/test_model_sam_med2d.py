@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,15 +35,6 @@ from SAMAdaptLib.weights import Checkpoint, read_checkpoint, recognise
 OFFICIAL_FILE = GOLDENS / "sam_med2d" / "sam-med2d_b.pth"
 CARD = find_card("sam_med2d_vit_b.sam_med2d")
 NO_EFFECT = "k_proj.bias"  # the same for all keys, so the softmax takes it out
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny networks lose more to the hand-over between threads than they gain."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def network_of(tensors: dict[str, Tensor]) -> SamMed2d:

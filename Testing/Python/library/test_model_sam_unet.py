@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -44,14 +43,6 @@ CARD = find_card("sam_unet_vit_b.sa_med2d")
 TINY = ViTShape(
     embed_dim=16, depth=12, heads=2, global_blocks=(2, 5, 8, 11), input_size=64, window=3, out_channels=16
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def tiny(bottleneck: bool = False, seed: int = 0) -> SamUnet:

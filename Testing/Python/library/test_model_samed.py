@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,15 +47,6 @@ def randomised(network: nn.Module, seed: int = 0) -> dict[str, Tensor]:
     for tensor in network.state_dict().values():
         tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.2)
     return {name: tensor.clone() for name, tensor in network.state_dict().items()}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny networks lose more to the hand-over between threads than they gain."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +20,6 @@ SAM_CARD = ModelCard(
     "sam.golden", "SAM", "sam", Source("manual"), "", prompts=("point", "box", "scribble", "mask")
 )
 MEDSAM_CARD = ModelCard("medsam.golden", "MedSAM", "medsam", Source("manual"), "", prompts=("box",))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small run several times faster without a second thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -14,15 +13,6 @@ from SAMAdaptLib.models.sam import build_sam
 from SAMAdaptLib.models.vit import VIT_B, VIT_H, VIT_L, Attention, ImageEncoderViT, ViTShape
 
 TINY = ViTShape(embed_dim=12, depth=2, heads=2, global_blocks=(1,), input_size=80, window=3, out_channels=8)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small run several times faster without a second thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
