@@ -17,12 +17,6 @@ from SAMAdaptLib.files import atomic_path
 from SAMAdaptLib.geometry import LPS_TO_RAS, Geometry
 from SAMAdaptLib.volume import Volume
 
-DEFAULT_TERMINOLOGY = (
-    "Segmentation category and type - 3D Slicer General Anatomy list"
-    "~SCT^85756007^Tissue~SCT^85756007^Tissue~^^~Anatomic codes - DICOM master list~^^~^^"
-)
-"""What Slicer gives a new segment: seven parts divided by `~`, each code `scheme^value^meaning`."""
-
 
 @dataclass(frozen=True)
 class SegmentEntry:
@@ -32,13 +26,13 @@ class SegmentEntry:
         label: Value in the voxels, 1 to 255.
         name: What Slicer shows.
         colour_rgb: 0 to 1 each.
-        terminology: Slicer's seven parts divided by `~`.
+        terminology: Slicer's seven parts divided by `~`, each code `scheme^value^meaning`.
     """
 
     label: int
     name: str
-    colour_rgb: tuple[float, float, float] = (0.5, 0.68, 0.5)
-    terminology: str = DEFAULT_TERMINOLOGY
+    colour_rgb: tuple[float, float, float]
+    terminology: str
 
 
 def read_volume(path: str | os.PathLike[str], modality: str | None = None) -> Volume:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from SAMAdaptLib.files import atomic_path
 from SAMAdaptLib.image_files import SegmentEntry, write_seg_nrrd
 from SAMAdaptLib.overview import write_overview
 from SAMAdaptLib.segmenting import Segmentation, SegmentedObject
+from SAMAdaptLib.session import record_to_text
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def write_results(
     write_seg_nrrd(files[0], segmentation.labels, segmentation.volume.geometry, entries)
     write_overview(files[1], segmentation)
     with atomic_path(files[2]) as temporary:
-        temporary.write_text(json.dumps(segmentation.record(), indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(record_to_text(segmentation.record()), encoding="utf-8")
     remarks: list[str] = []
     if series is not None and not segmentation.labels.any():
         remarks.append("No DICOM-SEG was written, because every mask is empty.")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from SAMAdaptLib.dicom.terminology import CATEGORY_CONTEXT, REGION_CONTEXT
 from SAMAdaptLib.errors import JobError
 from SAMAdaptLib.geometry import Axis
 from SAMAdaptLib.models.predictor import SliceMask, VolumePredictor
@@ -163,11 +164,7 @@ def _segment_classes(
 def _slicer_terminology(category: str, type_code: str, modifier: str) -> str:
     if not (category and type_code):
         return ""
-    contexts = (
-        "Segmentation category and type - 3D Slicer General Anatomy list",
-        "Anatomic codes - DICOM master list",
-    )
-    return "~".join([contexts[0], category, type_code, modifier or "^^", contexts[1], "^^", "^^"])
+    return "~".join([CATEGORY_CONTEXT, category, type_code, modifier or "^^", REGION_CONTEXT, "^^", "^^"])
 
 
 def _told(

@@ -21,10 +21,11 @@ from scipy import ndimage
 from skimage.transform import resize
 from torch import Tensor
 
-from SAMAdaptLib.cards import ModelCard, cards_that_take_colour
+from SAMAdaptLib.cards import ModelCard
 from SAMAdaptLib.device import out_of_memory_as_error
-from SAMAdaptLib.errors import CardError, VolumeError
+from SAMAdaptLib.errors import CardError
 from SAMAdaptLib.geometry import Axis
+from SAMAdaptLib.models.requirements import require_grey
 from SAMAdaptLib.volume import IntensityWindow, Volume
 from SAMAdaptLib.weights import read_checkpoint
 
@@ -180,11 +181,7 @@ class DeSamVolumePredictor(AutomaticSlices):
         Raises:
             VolumeError: A colour volume.
         """
-        if volume.is_colour:
-            raise VolumeError(
-                f"{self.card.title} takes grey volumes, but this one is in colour. Convert it or choose "
-                f"a model that takes colour: {', '.join(cards_that_take_colour())}."
-            )
+        require_grey(self.card, volume)
         if self._stretched is None or self._stretched[0] is not volume:
             grey = Volume(grey_values(volume.voxels), volume.geometry, volume.modality, volume.name)
             self._stretched = volume, grey

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from .preprocessing import PIXEL_MEAN, PIXEL_STD
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
+"""SAM's mean and standard deviation of red, green and blue in 0..255."""
 
 _SURE = 6.0
 """Logit of a voxel that the user says is inside: as sure as SAM is of its own masks."""
@@ -59,7 +61,11 @@ class LongestSide:
 
     def to_input(self, picture: NDArray[np.uint8]) -> Tensor:
         """Map (rows, columns[, 3]) in 0..255 to the network input (1, 3, size, size)."""
-        colours = self._normalise(self.resize(picture))
+        return self.filled_up(self.resize(picture))
+
+    def filled_up(self, resized: NDArray[Any]) -> Tensor:
+        """Normalise a picture that is resized already and fill up to (1, 3, size, size) with zeros."""
+        colours = self._normalise(resized)
         rows, columns = colours.shape[-2:]
         return F.pad(colours, (0, self.size - columns, 0, self.size - rows))
 
@@ -100,14 +106,14 @@ class LongestSide:
         padded = F.pad(inner, (0, self.size - columns, 0, self.size - rows))
         return as_logits(F.adaptive_avg_pool2d(padded, low_res_yx))
 
-    def _normalise(self, resized: NDArray[np.uint8]) -> Tensor:
+    def _normalise(self, resized: NDArray[Any]) -> Tensor:
         return (as_colours(resized.astype(np.float32)) - self._mean) / self._std
 
 
 class LongestSideMinMax(LongestSide):
     """LiteMedSAM's way: as SAM, but grey values are stretched to 0..1 and not standardised."""
 
-    def _normalise(self, resized: NDArray[np.uint8]) -> Tensor:
+    def _normalise(self, resized: NDArray[Any]) -> Tensor:
         return min_max(resized)
 
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from SAMAdaptLib.cards import ModelCard
 from SAMAdaptLib.device import out_of_memory_as_error
-from SAMAdaptLib.errors import CardError, PromptError, VolumeError, WeightsError
+from SAMAdaptLib.errors import PromptError, VolumeError, WeightsError
 from SAMAdaptLib.geometry import Axis
 from SAMAdaptLib.prompts import Prompts
 from SAMAdaptLib.volume import IntensityWindow, Volume
@@ -33,6 +33,7 @@ from SAMAdaptLib.weights import copy_into, read_checkpoint, recognise
 from .mask_decoder import MaskDecoder
 from .predictor import SliceMask
 from .prompt_encoder import PromptEncoder
+from .requirements import require_base
 from .sam import Sam, vit_shape_of
 from .slice_stacks import FileAxes, Floats, SliceStacks
 from .vit import Block, ImageEncoderViT, ViTShape, add_to_qkv, blocks_of, with_positions_for
@@ -352,13 +353,10 @@ def build_predictor(
     card: ModelCard, checkpoint: Path, base: Path | None, device: torch.device
 ) -> MaSamVolumePredictor:
     """Build MA-SAM of a card; see `SAMAdaptLib.models.build_predictor`."""
-    if base is None:
-        raise CardError(
-            f"The card {card.name} must name the SAM model it stands on, but names none. Correct it."
-        )
+    base_file = require_base(card, base)
     adapter = read_checkpoint(checkpoint)
     network = load_ma_sam(
-        read_checkpoint(base).tensors,
+        read_checkpoint(base_file).tensors,
         adapter.tensors,
         card.options.get("input_size", 512),
         card.options.get("stack", SLICES),

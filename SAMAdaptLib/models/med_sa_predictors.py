@@ -24,7 +24,7 @@ from PIL import Image
 from scipy.ndimage import map_coordinates
 from torch import Tensor
 
-from SAMAdaptLib.cards import ModelCard, cards_that_take, cards_that_take_colour
+from SAMAdaptLib.cards import ModelCard, cards_that_take
 from SAMAdaptLib.device import out_of_memory_as_error
 from SAMAdaptLib.errors import PromptError, VolumeError
 from SAMAdaptLib.geometry import AXES, Axis
@@ -33,12 +33,12 @@ from SAMAdaptLib.prompts import PixelPrompts, Prompts
 from SAMAdaptLib.volume import IntensityWindow, Volume
 from SAMAdaptLib.weights import read_checkpoint
 
-from .framing import as_colours
+from .framing import PIXEL_MEAN, PIXEL_STD, as_colours
 from .mask_decoder import SINGLE_MASK
 from .med_sa import Depth, MedSa, load_med_sa
 from .medsam import Stretched
 from .predictor import SliceMask
-from .preprocessing import PIXEL_MEAN, PIXEL_STD
+from .requirements import require_grey
 from .sam import SamSlicePredictor
 
 OUT_SIZE = 256
@@ -246,11 +246,7 @@ class MedSaVolumePredictor:
         Raises:
             VolumeError: A colour volume.
         """
-        if volume.is_colour:
-            raise VolumeError(
-                f"{self.card.title} takes grey volumes, but this one is in colour. Convert it or choose "
-                f"a model that takes colour: {', '.join(cards_that_take_colour())}."
-            )
+        require_grey(self.card, volume)
         trained = self.card.options.get("window")
         self._opened = volume, axis, IntensityWindow(*trained) if trained else window
 

@@ -31,12 +31,11 @@ from SAMAdaptLib.cards import ModelCard
 from SAMAdaptLib.prompts import PixelPrompts
 from SAMAdaptLib.weights import load_into, read_checkpoint
 
-from .framing import as_colours, as_logits, as_picture
+from .framing import PIXEL_MEAN, PIXEL_STD, as_colours, as_logits, as_picture
 from .hiera import HIERA_TINY, HieraEncoder, HieraShape, hiera_shape_of
 from .layers import MLP
 from .mask_decoder import EVERY_MASK, SINGLE_MASK, THREE_MASKS, MaskDecoder
 from .predictor import SliceEmbedding, SlicePrediction
-from .preprocessing import PIXEL_MEAN, PIXEL_STD
 from .prompt_encoder import PromptEncoder
 from .sam import SamSlicePredictor
 from .sizes import Sizes

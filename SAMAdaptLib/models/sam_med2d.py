@@ -28,9 +28,8 @@ from SAMAdaptLib.cards import ModelCard
 from SAMAdaptLib.prompts import PixelPrompts
 from SAMAdaptLib.weights import copy_into, read_checkpoint
 
-from .framing import as_colours, as_logits, as_picture
+from .framing import PIXEL_MEAN, PIXEL_STD, as_colours, as_logits, as_picture
 from .mask_decoder import THREE_MASKS, MaskDecoder
-from .preprocessing import PIXEL_MEAN, PIXEL_STD
 from .prompt_encoder import PromptEncoder
 from .sam import Sam, SamSlicePredictor, vit_shape_of
 from .vit import ImageEncoderViT, ViTShape, blocks_of

@@ -31,10 +31,11 @@ from numpy.typing import NDArray
 from scipy.ndimage import zoom
 from torch import Tensor, nn
 
-from SAMAdaptLib.cards import ModelCard, cards_that_take_colour
+from SAMAdaptLib.cards import ModelCard
 from SAMAdaptLib.device import out_of_memory_as_error
-from SAMAdaptLib.errors import CardError, VolumeError, WeightsError
+from SAMAdaptLib.errors import WeightsError
 from SAMAdaptLib.geometry import Axis
+from SAMAdaptLib.models.requirements import require_base, require_grey
 from SAMAdaptLib.volume import IntensityWindow, Volume
 from SAMAdaptLib.weights import copy_into, read_checkpoint, recognise
 
@@ -218,11 +219,7 @@ class SamedVolumePredictor(AutomaticSlices):
         Raises:
             VolumeError: A colour volume.
         """
-        if volume.is_colour:
-            raise VolumeError(
-                f"{self.card.title} takes grey volumes, but this one is in colour. Convert it or choose "
-                f"a model that takes colour: {', '.join(cards_that_take_colour())}."
-            )
+        require_grey(self.card, volume)
         super().set_volume(volume, axis, window)
         self._window = self._trained or window
 
@@ -259,13 +256,10 @@ def build_predictor(
 
     The card's options may hold `input_size`, `keeps_transformer` (SAMed_s), and those of the predictor.
     """
-    if base is None:
-        raise CardError(
-            f"The card {card.name} must name the SAM model it stands on, but names none. Correct it."
-        )
+    base_file = require_base(card, base)
     adapter = read_checkpoint(checkpoint)
     network = load_samed(
-        read_checkpoint(base).tensors,
+        read_checkpoint(base_file).tensors,
         adapter.tensors,
         card.options.get("input_size", 512),
         card.options.get("keeps_transformer", False),

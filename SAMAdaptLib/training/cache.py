@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from SAMAdaptLib.files import atomic_path
+from SAMAdaptLib.models.framing import LongestSide
 from SAMAdaptLib.models.mobile_sam import MobileSam
-from SAMAdaptLib.models.preprocessing import normalise_and_pad
 from SAMAdaptLib.training.augment import Framed, frame_augmented, frame_plain
 from SAMAdaptLib.training.config import TrainingConfig
 from SAMAdaptLib.training.pictures import (
@@ -93,10 +93,11 @@ class FeatureCache:
         """Encode the records that are not there yet."""
         encoder = copy.deepcopy(model.image_encoder).eval().fold_batch_norms()
         missing = np.flatnonzero(self._done == 0)
+        framing = LongestSide(size)
         for count, row in enumerate(missing):
             framed = self.records[row].make()
             lower = encoder.lower(
-                normalise_and_pad(framed.picture, size).contiguous(memory_format=torch.channels_last)
+                framing.filled_up(framed.picture).contiguous(memory_format=torch.channels_last)
             )
             self.lower[row] = lower[0].numpy()
             self.embedding[row] = encoder.upper(lower)[0].numpy()

@@ -209,19 +209,34 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
+def read_options(description: str | None) -> argparse.Namespace:
+    """Read the command line that both accuracy benchmarks share, and set the number of threads."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     beside = Path(__file__).resolve().parents[3] / "shared" / "data"
     data = Path(os.environ.get("SAMADAPT_DATA", beside)) / "eval"
     parser.add_argument("--data", type=Path, default=data, help="folder of the evaluation data")
     parser.add_argument("--model", action="append", help="NAME, NAME@SIZE or NAME=FILE; may be repeated")
-    parser.add_argument("--output", type=Path, required=True, help="folder for accuracy.json and accuracy.md")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the .json and .md")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    return options
+
+
+def write_report(folder: Path, name: str, results: object, markdown: str) -> None:
+    """Write `name`.json and `name`.md, and print the latter."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for suffix, text in ((".json", json.dumps(results, indent=1)), (".md", markdown)):
+        with atomic_path(folder / f"{name}{suffix}") as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    print(markdown)
+
+
+def main() -> None:
+    options = read_options(__doc__)
     cases = list_cases(options.data)
     results: dict[str, Any] = {}
     for spec in options.model or DEFAULT_MODELS:
@@ -234,11 +249,7 @@ def main() -> None:
             "rows": rows,
         }
         print(name, json.dumps(results[name]["summary"]["all"]), flush=True)
-    options.output.mkdir(parents=True, exist_ok=True)
-    for file, text in (("accuracy.json", json.dumps(results, indent=1)), ("accuracy.md", table(results))):
-        with atomic_path(options.output / file) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    print(table(results))
+    write_report(options.output, "accuracy", results, table(results))
 
 
 if __name__ == "__main__":

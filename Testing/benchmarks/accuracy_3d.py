@@ -9,9 +9,7 @@ the open evaluation data; the box is the truth's on that slice, each edge moved 
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -20,14 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from accuracy import BOX_JITTER, LEAST_PIXELS, load_slices
+from accuracy import BOX_JITTER, LEAST_PIXELS, load_slices, read_options, write_report
 
-from SAMAdaptLib.files import atomic_path
 from SAMAdaptLib.geometry import SlicePlane
 from SAMAdaptLib.image_files import read_volume
 from SAMAdaptLib.models.predictor import SlicePredictor
@@ -125,32 +121,14 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    beside = Path(__file__).resolve().parents[3] / "shared" / "data"
-    data = Path(os.environ.get("SAMADAPT_DATA", beside)) / "eval"
-    parser.add_argument("--data", type=Path, default=data, help="folder of the evaluation data")
-    parser.add_argument("--model", action="append", help="NAME, NAME@SIZE or NAME=FILE; may be repeated")
-    parser.add_argument("--output", type=Path, required=True, help="folder for accuracy_3d.json and .md")
-    parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    options = read_options(__doc__)
     places = sorted(file.parent for file in options.data.glob("*/label.n*"))
     results: dict[str, list[dict[str, Any]]] = {}
     for spec in options.model or DEFAULT_MODELS:
         name, predictor = load_slices(spec)
         results[name] = measure(predictor, places, options.seed)
         print(name, float(np.mean([row["all"] for row in results[name]])), flush=True)
-    options.output.mkdir(parents=True, exist_ok=True)
-    for file, text in (
-        ("accuracy_3d.json", json.dumps(results, indent=1)),
-        ("accuracy_3d.md", table(results)),
-    ):
-        with atomic_path(options.output / file) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    print(table(results))
+    write_report(options.output, "accuracy_3d", results, table(results))
 
 
 if __name__ == "__main__":

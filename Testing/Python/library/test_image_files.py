@@ -9,6 +9,7 @@ import pytest
 import SimpleITK as sitk
 
 from phantoms import ANISOTROPIC, FLIPPED, GRIDS, SHEARED, oblique
+from SAMAdaptLib.dicom.terminology import TISSUE
 from SAMAdaptLib.errors import VolumeError
 from SAMAdaptLib.geometry import Geometry
 from SAMAdaptLib.image_files import SegmentEntry, read_volume, write_seg_nrrd, write_volume
@@ -109,7 +110,11 @@ def test_seg_nrrd_names_every_label(tmp_path: Path) -> None:
     labels = np.zeros(SHAPE, np.uint8)
     labels[1, 2, 3], labels[2] = 1, 7
     grid = Geometry(SHAPE, oblique())
-    entries = [SegmentEntry(1, "Leber", (1, 0.5, 0)), SegmentEntry(7, "Niere links")]
+    tissue = TISSUE.to_slicer()
+    entries = [
+        SegmentEntry(1, "Leber", (1, 0.5, 0), tissue),
+        SegmentEntry(7, "Niere links", (0.5, 0.68, 0.5), tissue),
+    ]
     write_seg_nrrd(tmp_path / "a.seg.nrrd", labels, grid, entries)
     image = sitk.ReadImage(str(tmp_path / "a.seg.nrrd"))
     assert image.GetMetaData("Segment1_Name") == "Niere links"
